@@ -1,0 +1,48 @@
+"""The only home of work-arounds for broken installs. On a healthy install importing this changes nothing.
+
+torchvision wheels on PyPI are CUDA builds; beside a CPU build of torch their compiled operators do not load and
+`import torchvision` raises `RuntimeError: operator torchvision::nms does not exist`. timm, peft and parts of
+transformers import torchvision at their top, so they fail with it. Declaring the two schemas that torchvision
+decorates while it is imported is enough for everything X-SAM uses; the operators themselves (nms, roi_pool) stay
+unavailable and X-SAM does not call them.
+"""
+
+import os
+import sys
+
+import torch
+
+_KEEP: list[torch.library.Library] = []  # a Library drops its schemas when it is garbage collected
+
+
+def _import_torchvision() -> None:
+    try:
+        import torchvision
+    except ModuleNotFoundError:
+        return  # not installed; whoever needs it will say so
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEEP.append(library)
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torchvision  # noqa: F401
+
+
+def prepare_deepspeed() -> None:
+    """Keep DeepSpeed from compiling C++ on its first start; call before `deepspeed.init_distributed`.
+
+    On a CPU it would build `deepspeed_shm_comm` (two minutes that look like a hang, and a stale lock when killed);
+    only the shared-memory all-reduce of its inference engine needs it.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+_import_torchvision()

@@ -1,0 +1,158 @@
+"""The whole tiny model: what it must not depend on, and what every row gets."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from xsam import config
+from xsam.data.collate import collate
+from xsam.models.criterion import Criterion
+from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, Encoded
+
+SEG, OPEN, CLOSE = 637, 638, 639
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return config.build(config.load("configs/_base_/models/xsam_tiny.py")["model"]).eval()
+
+
+def row(name: str, tokens: list[int], seed: int, shown: bool = True, size: tuple[int, int] = (96, 96)) -> Encoded:
+    ids = np.array(tokens)
+    rng = np.random.default_rng(seed)
+    opened, closed = ids == OPEN, ids == CLOSE
+    inside = (opened.cumsum() - closed.cumsum() == 1) | closed
+    seg = ids == SEG
+    frame = np.zeros((3, 96, 96), np.uint8)
+    frame[:, : size[0], : size[1]] = rng.integers(0, 255, (3, *size))
+    targets = np.full((1, 96, 96), -1, np.int16)
+    targets[0, :20, :30] = 0
+    none = np.zeros((3, 0, 0), np.uint8)
+    regions = (ids == REGION_TOKEN).sum()
+    return Encoded(
+        id=name, key=seed, input_ids=ids, labels=np.where(seg, ids, IGNORE_INDEX), span_ids=np.where(inside, opened.cumsum() - 1, -1),
+        seg_ids=np.where(seg, seg.cumsum() - 1, -1), pixel_values=rng.integers(0, 255, (3, 96, 96)).astype(np.uint8) if shown else none,
+        seg_pixel_values=frame if shown else none, seg_size=size if shown else (0, 0), image_size=size, target_ids=targets,
+        target_labels=np.zeros(int(seg.any()), np.int64), target_segs=np.zeros(int(seg.any()), np.int64), shared_candidates=False,
+        region_points=rng.random((regions, 256, 2)).astype(np.float32),
+    )  # fmt: skip
+
+
+A = row("a", [1, IMAGE_TOKEN, 30, OPEN, 31, CLOSE, 20, OPEN, 32, 33, CLOSE, 5, SEG], 1)
+B = row("b", [1, 40, 41, 42], 2, shown=False)
+C = row("c", [1, IMAGE_TOKEN, OPEN, REGION_TOKEN, CLOSE, 21, SEG], 3, size=(60, 96))
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    """Padding, a text-only row between two images, and other candidate counts change nothing."""
+    together = collate([A, B, C])
+    out = model(together)
+    assert out.class_logits.shape == (4, 2, 16, 3)
+    for item, alone in ((0, collate([A])), (1, collate([C]))):
+        single = model(alone)
+        columns = single.class_logits.shape[-1] - 1
+        torch.testing.assert_close(out.mask_logits(item), single.mask_logits(0), rtol=1e-4, atol=1e-4)
+        ours = out.class_logits[:, item][..., [*range(columns), -1]]
+        torch.testing.assert_close(ours, single.class_logits[:, 0], rtol=1e-4, atol=1e-4)
+    assert (out.class_logits[:, 1, :, 1] == -1e9).all()  # the second item has one condition of two
+
+
+@torch.no_grad()
+def test_text_logits_are_those_of_the_full_head(model):
+    batch = collate([A, C])
+    features = model.encode(batch)
+    spliced = model.splice(batch, features)
+    assert spliced.embeds.shape[1] == 13 - 1 + 36 + 36
+    assert spliced.lengths.tolist() == [13 + 71, 7 + 71]
+    hidden = model.llm.model(inputs_embeds=spliced.embeds).last_hidden_state
+    full = model.llm.lm_head(hidden)
+    out = model(batch)
+    expected = torch.stack([full[0, 13 + 71 - 2], full[1, 7 + 71 - 2]])  # one before each <SEG>
+    torch.testing.assert_close(out.text_logits, expected)
+    assert out.text_targets.tolist() == [SEG, SEG]
+    # image tokens first, then the text behind them; the region token holds its feature
+    torch.testing.assert_close(spliced.embeds[0, 1:73], features.tokens[0])
+    torch.testing.assert_close(spliced.embeds[0, 73], model.llm.get_input_embeddings()(torch.tensor(30)))
+    region = model.region_sampler(features.seg_tokens, batch.region_points, batch.region_image)[0]
+    torch.testing.assert_close(spliced.embeds[1, 74], region)
+
+
+@torch.no_grad()
+def test_conditions_are_the_mean_of_projected_states(model):
+    batch = collate([A, B, C])
+    features = model.encode(batch)
+    spliced = model.splice(batch, features)
+    hidden = model.llm.model(inputs_embeds=spliced.embeds).last_hidden_state
+    spans, segs = model.conditions(batch, hidden, spliced.positions)
+    projected = model.phrase_projector(hidden)
+    torch.testing.assert_close(spans[1], projected[0, 71 + 7 : 71 + 11].mean(0))
+    torch.testing.assert_close(spans[2], projected[2, 71 + 2 : 71 + 5].mean(0))
+    torch.testing.assert_close(segs, torch.stack([projected[0, 71 + 12], projected[2, 71 + 6]]))
+
+
+@torch.no_grad()
+def test_generation_with_a_cache_equals_reading_again(model):
+    """Greedy tokens of a padded batch are the arg-max of a forward pass over prompt and answer."""
+    prompts = [A, row("d", [1, IMAGE_TOKEN, 50, 51], 4)]
+    answers = model.generate(collate(prompts), 6, stop_ids=(10**6,))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert len(answer) == 6
+        ids = np.concatenate([prompt.input_ids, answer])
+        batch = collate([row("x", ids.tolist(), prompt.key)])
+        spliced = model.splice(batch, model.encode(batch))
+        logits = model.llm.lm_head(model.llm.model(inputs_embeds=spliced.embeds).last_hidden_state)
+        n = len(prompt.input_ids) + 71
+        assert logits[0, n - 1 : n + 5].argmax(-1).tolist() == answer
+    stopped = model.generate(collate(prompts), 6, stop_ids=(answers[0][2],))
+    assert stopped[0] == answers[0][: answers[0].index(answers[0][2])]
+
+
+def test_frozen_encoders_build_no_graph_and_every_part_learns(model):
+    batch, criterion = collate([A, C]), Criterion(64)
+    model.seg_encoder.requires_grad_(False)
+    features = model.encode(batch)
+    assert features.tokens.requires_grad
+    model.projector.requires_grad_(False), model.seg_projector.requires_grad_(False)
+    model.vision_encoder.requires_grad_(False)
+    assert not model.encode(batch).tokens.requires_grad
+    model.requires_grad_(True)
+    losses = criterion(model(batch), batch, criterion.count(batch, model.num_queries))
+    assert losses.keys() == {"text", "cls", "mask", "dice"}
+    sum(losses.values()).backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+    model.zero_grad()
+
+
+@torch.no_grad()
+def test_two_items_of_one_image_share_its_features(model):
+    """A second <SEG> in the same row is a second item that reads the same image."""
+    two = row("two", [1, IMAGE_TOKEN, OPEN, 31, CLOSE, SEG, 20, OPEN, 32, CLOSE, SEG], 1)
+    out = model(collate([two]))
+    assert out.item_image.tolist() == [0, 0]
+    assert len(out.mask_features) == 1
+    first = model(collate([row("one", [1, IMAGE_TOKEN, OPEN, 31, CLOSE, SEG], 1)]))
+    torch.testing.assert_close(out.mask_logits(0), first.mask_logits(0), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_of_the_frame_is_zero_after_normalising(model):
+    """What lies outside the image inside the frame must not matter, whatever bytes are there."""
+    dirty = C.seg_pixel_values.copy()
+    dirty[:, 60:] = 200
+    clean, soiled = (model(collate([replace(C, seg_pixel_values=p)])) for p in (C.seg_pixel_values, dirty))
+    torch.testing.assert_close(clean.mask_logits(0), soiled.mask_logits(0))
+
+
+def test_stage_models_are_parts_of_the_whole():
+    for stage, absent in (("stage1", "llm"), ("stage2", "mask_decoder")):
+        part = config.build(config.load(f"configs/shapes/{stage}.py")["model"])
+        assert getattr(part, absent) is None
+    batch = collate([A])
+    out = part(batch)  # stage 2: text only, whatever the batch asks of a decoder
+    assert out.mask_embeds.numel() == 0
+    assert len(out.text_logits) == 1

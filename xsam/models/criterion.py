@@ -1,0 +1,179 @@
+"""The losses: text, class, mask and dice, over all decoder outputs at once, on sampled points."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..structures import IGNORE_INDEX, Batch, ModelOutput, Target
+from .matcher import Matcher, sample_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the losses are divided by: sums over all ranks and accumulation steps, so that the loss of a global batch
+    does not depend on how it is split."""
+
+    tokens: float  # supervised tokens
+    masks: float  # targets
+    class_weight: float  # sum of the class weights of all queries of one output
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tokens + other.tokens, self.masks + other.masks, self.class_weight + other.class_weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Random points in [0, 1]^2, as arguments so that recorded draws can be replayed. M runs over the matched masks
+    item by item, inside an item by query. Sharing points over the outputs is an expanded view."""
+
+    matcher: Tensor  # float[L, D, P, 2]
+    oversampled: Tensor  # float[L, M, 3P, 2], of which the 3P/4 with the least certain logits are kept
+    uniform: Tensor  # float[L, M, P/4, 2]
+
+
+class Criterion:
+    """Mask2Former's losses with conditions as classes, plus next-token cross-entropy.
+
+    All decoder outputs are matched and supervised in one pass; only matched masks are ever made. Points are shared
+    over the outputs of an item unless `draws` says otherwise.
+
+    Args:
+        num_points: P, points per mask; 3P random ones are looked at, 3P/4 uncertain and P/4 uniform ones are kept.
+        no_object_weight: class weight of queries without a target.
+    """
+
+    def __init__(
+        self, num_points: int = 12544, no_object_weight: float = 0.1, class_weight: float = 2.0,
+        mask_weight: float = 5.0, dice_weight: float = 5.0,
+    ) -> None:  # fmt: skip
+        self.num_points, self.no_object_weight = num_points, no_object_weight
+        self.weights = {"cls": class_weight, "mask": mask_weight, "dice": dice_weight}
+        self.matcher = Matcher(class_weight, mask_weight, dice_weight)
+
+    def count(self, batch: Batch, num_queries: int) -> Counts:
+        """What this batch adds to the global counts; known before any forward pass."""
+        matched = sum(min(len(target.index), num_queries) for target in batch.items.targets)
+        queries = num_queries * len(batch.items.targets)
+        return Counts(
+            tokens=float((batch.labels[:, 1:] != IGNORE_INDEX).sum()),
+            masks=float(sum(len(target.index) for target in batch.items.targets)),
+            class_weight=matched + self.no_object_weight * (queries - matched),
+        )
+
+    def __call__(
+        self, output: ModelOutput, batch: Batch, counts: Counts, draws: Draws | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses of a batch; their sum is the training loss.
+
+        Args:
+            counts: global counts; `self.count(batch, Q)` when this batch is all there is.
+            draws: recorded points; drawn per item from `batch.items.keys` otherwise.
+        """
+        losses = {"text": self.text_loss(output, counts)}
+        if len(batch.items):
+            losses |= {name: loss.sum() for name, loss in self.layer_losses(output, batch, counts, draws).items()}
+        return losses
+
+    def text_loss(self, output: ModelOutput, counts: Counts) -> Tensor:
+        """Cross-entropy in fp32 over the supervised tokens."""
+        total = F.cross_entropy(output.text_logits.float(), output.text_targets, reduction="sum")
+        return total / max(counts.tokens, 1)
+
+    def layer_losses(
+        self, output: ModelOutput, batch: Batch, counts: Counts, draws: Draws | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted `cls`, `mask` and `dice` loss of every decoder output, float[L] each."""
+        items = batch.items
+        embeds, class_logits = output.mask_embeds.float(), output.class_logits
+        features = output.mask_features.float()
+        L, D, Q, _ = embeds.shape
+        draws = draws or self._draw(items.keys, items.targets, L, Q, embeds.device)
+        class_probs = class_logits.detach().softmax(-1)
+        with torch.no_grad():
+            costs = [
+                self.matcher.costs(
+                    *_at_points(embeds[:, d], features[items.image[d]], items.targets[d], draws.matcher[:, d]),
+                    class_probs[:, d],
+                    items.targets[d].labels,
+                )
+                for d in range(D)
+            ]
+            matches = self.matcher.assign(costs)
+
+        classes = torch.full((L, D, Q), class_logits.shape[-1] - 1, device=embeds.device)
+        mask_sum, dice_sum = torch.zeros(2, L, device=embeds.device).unbind(0)
+        start = 0
+        for d, (match, target) in enumerate(zip(matches, items.targets, strict=True)):
+            M = match.queries.shape[1]
+            classes[:, d].scatter_(1, match.queries, target.labels[match.targets])
+            if M:
+                own = slice(start, start + M)
+                selected = embeds[:, d].gather(1, match.queries[..., None].expand(-1, -1, embeds.shape[-1]))
+                logits = torch.einsum("lmc,chw->lmhw", selected, features[items.image[d]]).flatten(0, 1)
+                index = target.index[match.targets].flatten()
+                oversampled, uniform = (p[:, own].flatten(0, 1) for p in (draws.oversampled, draws.uniform))
+                mask, dice = self._point_losses(logits, target.ids, index, oversampled, uniform)
+                mask_sum = mask_sum + mask.view(L, M).sum(1)
+                dice_sum = dice_sum + dice.view(L, M).sum(1)
+            start += M
+
+        none = class_logits.shape[-1] - 1
+        weight = torch.where(classes == none, self.no_object_weight, 1.0)
+        nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view(L, D, Q)
+        cls_sum = (nll * weight).sum((1, 2))
+        masks = max(counts.masks, 1)
+        sums = {"cls": cls_sum / counts.class_weight, "mask": mask_sum / masks, "dice": dice_sum / masks}
+        return {name: self.weights[name] * value for name, value in sums.items()}
+
+    def _point_losses(
+        self, logits: Tensor, ids: Tensor, index: Tensor, oversampled: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """BCE and dice of N matched masks, float[N] each, from mask logits float[N, h, w]; PointRend's choice of points
+        (arXiv 1912.08193)."""
+        with torch.no_grad():
+            certainty = _sample(logits, oversampled).abs()
+            kept = certainty.topk(3 * self.num_points // 4, dim=1, largest=False, sorted=False).indices
+            points = torch.cat([oversampled.gather(1, kept[..., None].expand(-1, -1, 2)), uniform], dim=1)
+            targets = sample_ids(ids, index, points)
+        x = _sample(logits, points)
+        mask = F.binary_cross_entropy_with_logits(x, targets, reduction="none").mean(1)
+        probs = x.sigmoid()
+        dice = 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
+        return mask, dice
+
+    def _draw(
+        self, keys: Sequence[int], targets: Sequence[Target], layers: int, queries: int, device: torch.device
+    ) -> Draws:
+        """Points of every item from its own key, so that they do not depend on what else is in the batch."""
+        generator = torch.Generator(device)
+        P = self.num_points
+        matcher, oversampled, uniform = [], [], []
+        for key, target in zip(keys, targets, strict=True):
+            generator.manual_seed(key)
+            M = min(len(target.index), queries)
+            matcher.append(torch.rand(1, P, 2, generator=generator, device=device))
+            oversampled.append(torch.rand(M, 3 * P, 2, generator=generator, device=device))
+            uniform.append(torch.rand(M, P - 3 * P // 4, 2, generator=generator, device=device))
+        return Draws(*(torch.cat(p).expand(layers, -1, -1, -1) for p in (matcher, oversampled, uniform)))
+
+
+def _sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples float[N, P] of maps float[N, h, w] at points float[N, P, 2], (x, y) in [0, 1]; zeros outside."""
+    grid = 2 * points[:, :, None] - 1
+    return F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, :, 0]
+
+
+def _at_points(embeds: Tensor, features: Tensor, target: Target, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask logits float[L, Q, P] and target masks of one item at the matcher's points float[L, P, 2].
+
+    Logits are linear in the mask features, so the features are sampled, not Q masks; once if the layers share points.
+    """
+    shared = points.stride(0) == 0 or len(points) == 1
+    at = points[:1] if shared else points
+    grid = (2 * at[:, :, None] - 1).expand(-1, -1, -1, 2)
+    sampled = F.grid_sample(features.expand(len(at), -1, -1, -1), grid, align_corners=False)[..., 0]  # [1 or L, C, P]
+    masks = torch.stack([sample_ids(target.ids, target.index, p) for p in at])
+    return embeds @ sampled, masks[0] if shared else masks

@@ -1,0 +1,349 @@
+"""Image encoders: SAM's ViT, SigLIP, and any timm ViT in either role.
+
+All take square, normalised float images of one fixed `image_size` and have `mean` and `std` (of pixels in
+0..1), `channels` and `gradient_checkpointing_enable()`. A vision encoder returns the tokens that the language
+model reads, float[B, N, C]; a segmentation encoder returns channels-last maps float[B, h, w, C] by
+hidden-state index: 0 stands before the first block, k after k blocks.
+"""
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from ..structures import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ResidualStem(nn.Module):
+    """Patch embedding as a small residual CNN, float[B, 3, S, S] -> float[B, channels, S / patch, S / patch].
+
+    A linear patch embedding needs large-scale pre-training before a ViT sees shapes; this one learns from a
+    few thousand images. log2(patch_size) strided convolutions, each followed by a residual block; the width
+    doubles up to `channels`.
+    """
+
+    def __init__(self, channels: int, patch_size: int) -> None:
+        super().__init__()
+        steps = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 1 << steps or channels % patch_size:
+            raise UserError(f"stem='residual' needs patch_size 2, 4, 8, ... dividing {channels}, not {patch_size}")
+        widths = [3] + [channels >> (steps - 1 - i) for i in range(steps)]
+        self.down = nn.ModuleList(_conv_norm(a, b, stride=2) for a, b in itertools.pairwise(widths))
+        self.block = nn.ModuleList(nn.Sequential(_conv_norm(c, c), nn.GELU(), _conv_norm(c, c)) for c in widths[1:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for down, block in zip(self.down, self.block, strict=True):
+            x = F.gelu(down(x))
+            x = F.gelu(x + block(x))
+        return x
+
+
+def _conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(math.gcd(8, out_channels), out_channels),
+    )
+
+
+class _Encoder(nn.Module):
+    """What all encoders share: the size check and activation checkpointing, block by block."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+    image_size: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute every block in the backward pass instead of keeping its activations."""
+        self.gradient_checkpointing = True
+
+    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
+
+    def _check_size(self, images: Tensor) -> None:
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            h, w = images.shape[-2:]
+            raise UserError(
+                f"{type(self).__name__} was built for image_size={self.image_size} and got {h} x {w}; "
+                "give the encoder and the images the same size"
+            )
+
+
+class SamAttention(nn.Module):
+    """Self-attention on a square grid with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
+
+    score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two terms
+    depend on j only through its row and its column, so they are extra columns of q against one-hot columns of
+    k: one fused attention, no N x N bias in memory.
+    """
+
+    def __init__(self, channels: int, num_heads: int, side: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, channels // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, channels // num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, side, side, C] -> the same shape."""
+        b, s, _, c = x.shape
+        qkv = self.qkv(x).view(b, s, s, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # each [b, heads, s, s, d]
+        d = q.shape[-1]
+        position = torch.arange(s, device=x.device)
+        offset = position[:, None] - position + s - 1
+        rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offset])
+        columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offset])
+        one_hot = torch.eye(s, dtype=q.dtype, device=q.device)
+        query = torch.cat([q * d**-0.5, rows, columns], -1)
+        key = torch.cat([k, one_hot[:, None].expand_as(rows), one_hot.expand_as(columns)], -1)
+        value = F.pad(v, (0, 2 * s))  # the flash kernels want one width for all three
+        query, key, value = (t.flatten(2, 3) for t in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return self.proj(out[..., :d].transpose(1, 2).reshape(b, s, s, c))
+
+
+class SamLayer(nn.Module):
+    """Pre-norm transformer block; attends inside windows of `window_size`, or everywhere if that is 0."""
+
+    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, grid: int, window_size: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.layer_norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = SamAttention(channels, num_heads, window_size or grid)
+        self.layer_norm2 = nn.LayerNorm(channels, eps=1e-6)
+        hidden = int(channels * mlp_ratio)
+        self.mlp = nn.Sequential(
+            OrderedDict(lin1=nn.Linear(channels, hidden), gelu=nn.GELU(), lin2=nn.Linear(hidden, channels))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, h, w, C] -> the same shape."""
+        y = self.layer_norm1(x)
+        x = x + (self._windowed(y) if self.window_size else self.attn(y))
+        return x + self.mlp(self.layer_norm2(x))
+
+    def _windowed(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        s = self.window_size
+        x = F.pad(x, (0, 0, 0, -w % s, 0, -h % s))  # SAM was trained with the padding attended to: no mask
+        rows, columns = x.shape[1] // s, x.shape[2] // s
+        x = x.view(b, rows, s, columns, s, c).transpose(2, 3).reshape(-1, s, s, c)
+        x = self.attn(x).view(b, rows, columns, s, s, c).transpose(2, 3)
+        return x.reshape(b, rows * s, columns * s, c)[:, :h, :w]
+
+
+class SamEncoder(_Encoder):
+    """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L.
+
+    Parameter names are those of transformers' SamVisionEncoder.
+    """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 1024,
+        patch_size: int = 16,
+        channels: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        window_size: int = 14,
+        global_blocks: Sequence[int] = (5, 11, 17, 23),
+        stem: str = "patchify",
+    ) -> None:
+        super().__init__()
+        self.image_size, self.channels = image_size, channels
+        self.grid = image_size // patch_size
+        self.global_blocks = tuple(global_blocks)
+        projection = nn.Conv2d(3, channels, patch_size, stride=patch_size)
+        patchify = nn.Sequential(OrderedDict(projection=projection))
+        self.patch_embed = _stem(stem, channels, patch_size, patchify)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid, self.grid, channels))
+        self.layers = nn.ModuleList(
+            SamLayer(channels, num_heads, mlp_ratio, self.grid, 0 if i in self.global_blocks else window_size)
+            for i in range(depth)
+        )
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
+
+        Raises UserError if S is not `image_size` or an index is beyond the depth.
+        """
+        self._check_size(images)
+        _check_indices(indices, 0, len(self.layers))
+        x = self.patch_embed(images).permute(0, 2, 3, 1) + self.pos_embed
+        states = {0: x}
+        for i, layer in enumerate(self.layers[: max(indices)], start=1):
+            x = self._block(layer, x)
+            if i in indices:
+                states[i] = x
+        return [states[i] for i in indices]
+
+
+def _stem(kind: str, channels: int, patch_size: int, patchify: nn.Module) -> nn.Module:
+    if kind not in ("patchify", "residual"):
+        raise UserError(f"stem={kind!r}: there is 'patchify' and 'residual'")
+    return ResidualStem(channels, patch_size) if kind == "residual" else patchify
+
+
+def _check_indices(indices: Sequence[int], first: int, depth: int) -> None:
+    for index in indices:
+        if not first <= index <= depth:
+            raise UserError(f"hidden state {index} was asked of an encoder that has {first} to {depth}")
+
+
+def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: str = "") -> dict[str, Tensor]:
+    """A copy of a SAM state dict with its positions interpolated to the size of `encoder`.
+
+    Changes `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear); the rest,
+    windowed tables included, does not depend on the size. `prefix` stands before each name.
+    """
+    state = dict(state)
+    name = f"{prefix}pos_embed"
+    grid = state[name].float().permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(encoder.grid, encoder.grid), mode="bilinear")
+    state[name] = grid.permute(0, 2, 3, 1).to(state[name].dtype)
+    for block, axis in itertools.product(encoder.global_blocks, "hw"):
+        name = f"{prefix}layers.{block}.attn.rel_pos_{axis}"
+        table = F.interpolate(state[name].float().T[None], size=2 * encoder.grid - 1, mode="linear")
+        state[name] = table[0].T.to(state[name].dtype)
+    return state
+
+
+class SiglipEncoder(_Encoder):
+    """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
+
+    X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are
+    not built. Layers and names are those of transformers' SiglipVisionModel.
+    """
+
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 384,
+        patch_size: int = 14,
+        channels: int = 1152,
+        depth: int = 27,
+        num_heads: int = 16,
+        mlp_channels: int = 4304,
+        stem: str = "patchify",
+    ) -> None:
+        super().__init__()
+        self.image_size, self.channels = image_size, channels
+        config = SiglipVisionConfig(
+            hidden_size=channels,
+            intermediate_size=mlp_channels,
+            num_hidden_layers=depth - 1,
+            num_attention_heads=num_heads,
+            image_size=image_size,
+            patch_size=patch_size,
+            vision_use_head=False,
+            attn_implementation="sdpa",
+        )
+        tower = SiglipVisionModel(config)
+        self.embeddings, self.encoder = tower.embeddings, tower.encoder
+        self.embeddings.patch_embedding = _stem(stem, channels, patch_size, self.embeddings.patch_embedding)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float[B, 3, s, s] -> float[B, N, C], row-major. Raises UserError if s is not `image_size`."""
+        self._check_size(images)
+        x = self.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        x = x + self.embeddings.position_embedding.weight
+        for layer in self.encoder.layers:
+            x = self._block(layer, x, None)
+        return x
+
+
+class _TimmEncoder(_Encoder):
+    """A timm ViT cut after block `last`, without final norm and head."""
+
+    def __init__(self, name: str, image_size: int, last: int, overrides: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self._arguments = (name, image_size, last, overrides)
+        self.vit = _timm_vit(*self._arguments)
+        self.channels = self.vit.embed_dim
+        self.mean = self.vit.pretrained_cfg["mean"]
+        self.std = self.vit.pretrained_cfg["std"]
+
+    def load_pretrained(self) -> None:
+        """Load timm's pre-trained weights (downloads them), positions resampled to `image_size`."""
+        self.vit.load_state_dict(_timm_vit(*self._arguments, pretrained=True).state_dict())
+
+    def gradient_checkpointing_enable(self) -> None:
+        self.vit.set_grad_checkpointing(True)
+
+    def _maps(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Outputs of blocks, float[B, C, h, w], in ascending order."""
+        self._check_size(images)
+        return self.vit.forward_intermediates(images, indices=list(blocks), stop_early=True, intermediates_only=True)
+
+
+def _timm_vit(name: str, image_size: int, last: int, overrides: Mapping[str, Any], pretrained: bool = False) -> Any:
+    import timm  # takes two seconds, and only configs that name a timm backbone need it
+
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}; timm.list_models('*vit*') lists them")
+    vit = timm.create_model(name, pretrained=pretrained, img_size=image_size, **overrides)
+    if not (hasattr(vit, "blocks") and hasattr(vit, "forward_intermediates")):
+        raise UserError(f"timm model {name!r} is not a plain ViT; choose a vit_*, samvit_* or eva*")
+    vit.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
+    return vit
+
+
+class TimmVisionEncoder(_TimmEncoder):
+    """A timm ViT as vision encoder: the patch tokens after block `out_block` (-1 = the last).
+
+    `overrides` go to timm.create_model, here and in TimmSegEncoder. An unknown name raises UserError.
+    """
+
+    def __init__(self, *, name: str, image_size: int, out_block: int = -2, **overrides: Any) -> None:
+        super().__init__(name, image_size, out_block, overrides)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float[B, 3, s, s] -> float[B, N, C], row-major. Raises UserError if s is not `image_size`."""
+        return self._maps(images, [len(self.vit.blocks) - 1])[0].flatten(2).transpose(1, 2)
+
+
+class TimmSegEncoder(_TimmEncoder):
+    """A timm ViT as segmentation encoder."""
+
+    def __init__(self, *, name: str, image_size: int, **overrides: Any) -> None:
+        super().__init__(name, image_size, -1, overrides)
+
+    def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
+
+        Raises UserError if S is not `image_size` or an index is not in 1 .. depth (timm has no state 0).
+        """
+        _check_indices(indices, 1, len(self.vit.blocks))
+        kept = sorted(set(indices))
+        states = dict(zip(kept, self._maps(images, [i - 1 for i in kept]), strict=True))
+        return [states[i].permute(0, 2, 3, 1) for i in indices]

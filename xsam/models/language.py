@@ -1,0 +1,125 @@
+"""The language model's side: build it, put image and region features into its input, take states and text out.
+
+The model itself is transformers' (Phi-3, Qwen3, any causal LM). Its last hidden state is taken after the final norm.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN
+
+
+def causal_lm(*, model_type: str, sliding_window: int | None = None, **sizes: Any) -> PreTrainedModel:
+    """A causal language model with random weights, from sizes alone (`hidden_size`, `num_hidden_layers`, ...).
+
+    Args:
+        model_type: a transformers architecture: "phi3", "qwen3", ...
+        sliding_window: how far back a token sees beyond itself: key j is visible iff i - sliding_window <= j <= i,
+            as X-SAM's weights were trained (window 2047 of flash-attention). transformers counts the token itself,
+            hence + 1.
+    """
+    window = {} if sliding_window is None else {"sliding_window": sliding_window + 1}
+    config = AutoConfig.for_model(model_type, **window, **sizes)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """A batch of text with its image and region features in place."""
+
+    embeds: Tensor  # float[B, T', C]
+    positions: Tensor  # int64[B, T], where each original token went (an image placeholder: its first feature)
+    lengths: Tensor  # int64[B], length of each row without padding
+
+
+def splice(
+    embed_tokens: nn.Module,
+    input_ids: Tensor,
+    lengths: Tensor,
+    image_tokens: Tensor,
+    image_index: Tensor,
+    regions: Tensor,
+) -> Spliced:
+    """Replace every image placeholder by all tokens of the row's image, every region placeholder by its feature.
+
+    Args:
+        embed_tokens: the embedding table.
+        input_ids: int64[B, T] with IMAGE_TOKEN and REGION_TOKEN.
+        lengths: int64[B], tokens of each row; what follows is padding.
+        image_tokens: float[I, n, C].
+        image_index: int64[B], image of each row, -1 = none.
+        regions: float[R, C], in reading order of the placeholders.
+    """
+    is_image, is_region = input_ids == IMAGE_TOKEN, input_ids == REGION_TOKEN
+    n = image_tokens.shape[1]
+    widths = torch.where(is_image, n, 1)
+    ends = widths.cumsum(1)
+    positions = ends - widths
+    spliced_lengths = (widths * (torch.arange(widths.shape[1], device=widths.device) < lengths[:, None])).sum(1)
+    text = embed_tokens(torch.where(is_image | is_region, 0, input_ids))
+    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+    # One gather from [text | image tokens | regions] builds the sequence; its index is scattered token by token.
+    B, T = input_ids.shape
+    source = torch.cat([text.flatten(0, 1), image_tokens.flatten(0, 1).to(text.dtype), regions.to(text.dtype)])
+    index = torch.zeros((B, int(ends[:, -1].max()) if T else 0), dtype=torch.long, device=input_ids.device)
+    index[rows[~is_image], positions[~is_image]] = torch.arange(B * T, device=index.device).view(B, T)[~is_image]
+    index[rows[is_region], positions[is_region]] = (
+        B * T + image_tokens.shape[0] * n + torch.arange(len(regions), device=index.device)
+    )
+    inside = torch.arange(n, device=index.device)
+    where = positions[is_image][:, None] + inside
+    index[rows[is_image][:, None], where] = B * T + image_index[rows[is_image]][:, None] * n + inside
+    return Spliced(source[index], positions, spliced_lengths)
+
+
+def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits only where a supervised token is predicted: float[T', V], and those tokens int64[T'].
+
+    Args:
+        hidden: float[B, T', C], the last states.
+        labels: int64[B, T] of the original tokens; the first token of a row is never predicted.
+    """
+    rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    before = spliced.positions[rows, columns + 1] - 1
+    return llm.lm_head(hidden[rows, before]), labels[rows, columns + 1]
+
+
+def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...]) -> Iterator[Tensor]:
+    """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step.
+
+    A row that has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may
+    differ in length: padding between a row's prompt and its answer is masked out, positions continue without a gap.
+    """
+    B, T, _ = spliced.embeds.shape
+    device = spliced.embeds.device
+    mask = torch.arange(T, device=device) < spliced.lengths[:, None]
+    cache = DynamicCache(config=llm.config)
+    hidden = llm.model(
+        inputs_embeds=spliced.embeds,
+        attention_mask=None if bool(mask.all()) else mask.long(),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    last = hidden[torch.arange(B, device=device), spliced.lengths - 1]
+    stops = torch.tensor(stop_ids, device=device)
+    done = torch.zeros(B, dtype=torch.bool, device=device)
+    token = torch.zeros(B, dtype=torch.long, device=device)
+    for step in range(max_new_tokens):
+        token = torch.where(done, token, llm.lm_head(last).argmax(-1))
+        yield token
+        done |= torch.isin(token, stops)
+        if bool(done.all()):
+            return
+        mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
+        last = llm.model(
+            inputs_embeds=llm.get_input_embeddings()(token)[:, None],
+            attention_mask=None if bool(mask.all()) else mask.long(),
+            position_ids=(spliced.lengths + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]

@@ -1,0 +1,151 @@
+"""Masked-attention decoder: queries look where their last mask was (Mask2Former, arXiv 2112.01527)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pixel_decoder import sine_positions
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among the queries; positions enter queries and keys only."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """float[D, Q, C] -> float[D, Q, C]; `positions` float[Q, C]."""
+        placed = x + positions
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t in (self.q_proj(placed), self.k_proj(placed), self.v_proj(x))
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class MaskedCrossAttention(nn.Module):
+    """Multi-head attention from queries to pixels, restricted per query. The three projections are one tensor."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: float[D, Q, C], queries with their positions.
+            keys, values: float[I, N, C], pixels of each image; projected once however many items share an image.
+            item_image: int64[D].
+            allowed: bool[D, 1, Q, N], true where a query may look; the same for all heads.
+        """
+        wq, wk, wv = self.in_proj_weight.chunk(3)
+        bq, bk, bv = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(t, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t, w, b in ((x, wq, bq), (keys, wk, bk), (values, wv, bv))
+        )
+        k, v = k.index_select(0, item_image), v.index_select(0, item_image)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class MaskDecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; post-norm."""
+
+    def __init__(self, channels: int, num_heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.cross_attn = MaskedCrossAttention(channels, num_heads)
+        self.cross_attn_layer_norm = nn.LayerNorm(channels)
+        self.self_attn = SelfAttention(channels, num_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, feedforward)
+        self.fc2 = nn.Linear(feedforward, channels)
+        self.final_layer_norm = nn.LayerNorm(channels)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor
+    ) -> Tensor:
+        """float[D, Q, C] -> float[D, Q, C]; arguments as in the attentions."""
+        x = self.cross_attn_layer_norm(x + self.cross_attn(x + positions, keys, values, item_image, allowed))
+        x = self.self_attn_layer_norm(x + self.self_attn(x, positions))
+        return self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
+
+
+class MaskDecoder(nn.Module):
+    """Q learned queries, conditioned on a `<SEG>` embedding, become mask embeddings; every step is supervised.
+
+    Args:
+        depth: number of blocks; there are depth + 1 outputs, the first before any block.
+    """
+
+    def __init__(
+        self, channels: int = 256, num_queries: int = 200, depth: int = 9, num_heads: int = 8, feedforward: int = 2048,
+        num_levels: int = 3,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.query_features = nn.Parameter(torch.randn(num_queries, channels) * 0.02)
+        self.query_positions = nn.Parameter(torch.randn(num_queries, channels) * 0.02)
+        self.level_embed = nn.Parameter(torch.randn(num_levels, channels) * 0.02)
+        self.layers = nn.ModuleList(MaskDecoderLayer(channels, num_heads, feedforward) for _ in range(depth))
+        self.layer_norm = nn.LayerNorm(channels)
+        self.mask_embedder = nn.Sequential(
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+        )
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, levels: Sequence[Tensor], mask_features: Tensor, item_image: Tensor, seg_embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode D items.
+
+        Args:
+            levels: float[I, C, h, w], coarsest first; block l reads level l modulo their number.
+            mask_features: float[I, C, h0, w0].
+            item_image: int64[D].
+            seg_embeds: float[D, C], added to every query's content; zeros without language.
+
+        Returns:
+            Normalised query states and mask embeddings, both float[L, D, Q, C]; mask logits are
+            `mask_embeds @ mask_features`.
+        """
+        keys, values, features = [], [], []
+        for level, embed in zip(levels, self.level_embed, strict=True):
+            h, w = level.shape[-2:]
+            value = level.flatten(2).transpose(1, 2) + embed
+            values.append(value)
+            keys.append(value + sine_positions(h, w, value.shape[-1], value.device).to(value.dtype))
+            # Mask logits are linear in the mask features: the features are resized once, not Q logits each time.
+            small = F.interpolate(mask_features.detach(), (h, w), mode="bilinear", align_corners=False)
+            features.append(small.flatten(2)[item_image])
+
+        x = self.query_features + seg_embeds[:, None]
+        states, embeds = [], []
+        for block, layer in enumerate(self.layers):
+            states.append(self.layer_norm(x))
+            embeds.append(self.mask_embedder(states[-1]))
+            level_index = block % len(levels)
+            with torch.no_grad():
+                allowed = embeds[-1] @ features[level_index] >= 0  # a mask probability of at least one half
+                allowed |= ~allowed.any(-1, keepdim=True)  # a query that sees nothing sees everything
+            x = layer(x, self.query_positions, keys[level_index], values[level_index], item_image, allowed[:, None])
+        states.append(self.layer_norm(x))
+        embeds.append(self.mask_embedder(states[-1]))
+        return torch.stack(states), torch.stack(embeds)

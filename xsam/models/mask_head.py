@@ -1,0 +1,44 @@
+"""Name the queries: by the conditions the language model was asked about, or by a fixed list in stage 1."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConditionClassifier(nn.Module):
+    """Cosine similarity to the condition embeddings and to one learned background row, times a learned scale."""
+
+    def __init__(self, channels: int = 256) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))  # as CLIP starts, arXiv 2103.00020
+        self.background = nn.Parameter(torch.randn(1, channels))
+
+    def forward(self, states: Tensor, conditions: Tensor, valid: Tensor) -> Tensor:
+        """Score every query against every condition.
+
+        Args:
+            states: float[L, D, Q, C].
+            conditions: float[D, K, C], rows past an item's own conditions are padding.
+            valid: bool[D, K], false for padding.
+
+        Returns:
+            float32[L, D, Q, K + 1]; the last column is the background, padding is -1e9.
+        """
+        rows = torch.cat([conditions, self.background.expand(len(conditions), -1, -1).to(conditions.dtype)], dim=1)
+        cosine = F.normalize(states.float(), dim=-1) @ F.normalize(rows.float(), dim=-1).transpose(1, 2)
+        logits = (self.logit_scale.float().exp() * cosine).clamp(-500, 500)
+        return logits.masked_fill(~F.pad(valid, (0, 1), value=True)[:, None], -1e9)
+
+
+class ClosedSetClassifier(nn.Module):
+    """A linear layer over a fixed list of classes; the last output is "no object"."""
+
+    def __init__(self, channels: int = 256, num_classes: int = 133) -> None:
+        super().__init__()
+        self.predictor = nn.Linear(channels, num_classes + 1)
+
+    def forward(self, states: Tensor, conditions: Tensor, valid: Tensor) -> Tensor:
+        """float[L, D, Q, C] -> float32[L, D, Q, num_classes + 1]; there are no conditions to look at."""
+        return self.predictor(states).float()

@@ -1,0 +1,97 @@
+"""Assign targets to queries: the Hungarian matching of Mask2Former, on a few sampled points."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Matched pairs of one item, the same number in every layer; sorted by query."""
+
+    queries: Tensor  # int64[L, M]
+    targets: Tensor  # int64[L, M]
+
+
+def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of masks that are held as id maps, without ever making the masks.
+
+    Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside.
+
+    Args:
+        ids: int16[layers, S, S], -1 = none.
+        index: int64[N], the masks.
+        points: float[P, 2] shared by the masks, or float[N, P, 2]; (x, y) in [0, 1].
+
+    Returns:
+        float32[N, P].
+    """
+    layers, height, width = ids.shape
+    flat = F.pad(ids.flatten(1), (0, 1), value=-1)  # the last cell stands for everything outside
+    position = points.float() * points.new_tensor([width, height], dtype=torch.float32) - 0.5
+    corner = position.floor()
+    fraction = position - corner
+    corner = corner.long()
+    index = index.to(ids.dtype)[:, None]
+    sampled = torch.zeros((len(index), points.shape[-2]), device=points.device)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            x, y = corner[..., 0] + dx, corner[..., 1] + dy
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            cell = torch.where(inside, y * width + x, height * width)
+            weight = (fraction[..., 0] if dx else 1 - fraction[..., 0]) * (
+                fraction[..., 1] if dy else 1 - fraction[..., 1]
+            )
+            for layer in range(layers):  # a mask lives in one layer, so layers add up
+                sampled += weight * (flat[layer][cell] == index)
+    return sampled
+
+
+class Matcher:
+    """Cheapest one-to-one assignment under class, mask and dice costs (Mask2Former, arXiv 2112.01527, section 3.3)."""
+
+    def __init__(self, class_weight: float = 2.0, mask_weight: float = 5.0, dice_weight: float = 5.0) -> None:
+        self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
+
+    def costs(self, mask_logits: Tensor, targets: Tensor, class_probs: Tensor, labels: Tensor) -> Tensor:
+        """Cost of every pair in every layer.
+
+        Args:
+            mask_logits: float[L, Q, P] at the sampled points.
+            targets: float[N, P], the masks at the same points, or float[L, N, P].
+            class_probs: float[L, Q, K + 1].
+            labels: int64[N].
+
+        Returns:
+            float[L, Q, N].
+        """
+        points = mask_logits.shape[-1]
+        targets_t = targets.transpose(-1, -2)
+        # BCE(x, 1) t + BCE(x, 0) (1 - t) = softplus(x) - x t: one softplus and one matmul instead of two of each.
+        mask_cost = (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ targets_t) / points
+        probs = mask_logits.sigmoid()
+        total = probs.sum(-1, keepdim=True) + targets.sum(-1).unsqueeze(-2)
+        dice_cost = 1 - (2 * (probs @ targets_t) + 1) / (total + 1)
+        class_cost = -class_probs[..., labels]
+        cost = self.mask_weight * mask_cost + self.class_weight * class_cost + self.dice_weight * dice_cost
+        return cost.clamp(-1e10, 1e10).nan_to_num(0)
+
+    def assign(self, costs: Sequence[Tensor]) -> list[Matches]:
+        """Solve all layers of all items after a single copy to the host. Takes float[L, Q, N] of each item."""
+        device = costs[0].device
+        on_host = torch.cat([c.flatten(1) for c in costs], dim=1).cpu().numpy()  # [L, sum of Q * N]
+        pairs, start = [], 0
+        for cost in costs:
+            layers, queries, targets = cost.shape
+            tables = on_host[:, start : start + queries * targets].reshape(layers, queries, targets)
+            start += queries * targets
+            pairs.append(np.array([linear_sum_assignment(table) for table in tables]).reshape(layers, 2, -1))
+        flat = torch.from_numpy(np.concatenate([p.reshape(-1) for p in pairs]).astype(np.int64)).to(device)
+        parts = flat.split([p.size for p in pairs])
+        shaped = [part.view(*p.shape) for part, p in zip(parts, pairs, strict=True)]
+        return [Matches(part[:, 0], part[:, 1]) for part in shaped]

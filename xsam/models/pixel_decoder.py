@@ -1,0 +1,125 @@
+"""From the connector's pyramid to pixel features: deformable encoder, one FPN level (Mask2Former, arXiv 2112.01527)."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .deformable import DeformableAttention
+
+
+@lru_cache(maxsize=32)
+def sine_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+    """Sine-cosine position of every cell, float[height * width, channels]: y in the first half, x in the second.
+
+    Coordinates count from 1 and are scaled to (0, 2 pi]; sine and cosine alternate; temperature 10000 (DETR,
+    arXiv 2005.12872, as Mask2Former uses it).
+    """
+    half = channels // 2
+    period = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
+
+    def axis(size: int) -> Tensor:
+        angle = torch.arange(1, size + 1, device=device)[:, None] / (size + 1e-6) * (2 * math.pi) / period
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
+
+    y = axis(height)[:, None].expand(-1, width, -1)
+    x = axis(width)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+@lru_cache(maxsize=32)
+def _cell_centres(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """float[S, 2], (x, y) in [0, 1] of the centre of every cell of every level."""
+    centres = []
+    for h, w in shapes:
+        y, x = torch.meshgrid(
+            (torch.arange(h, device=device) + 0.5) / h,
+            (torch.arange(w, device=device) + 0.5) / w,
+            indexing="ij",
+        )
+        centres.append(torch.stack([x, y], -1).flatten(0, 1))
+    return torch.cat(centres)
+
+
+class PixelDecoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, both post-norm."""
+
+    def __init__(self, channels: int, num_heads: int, feedforward: int, num_levels: int) -> None:
+        super().__init__()
+        self.self_attn = DeformableAttention(channels, num_heads, num_levels)
+        self.self_attn_layer_norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, feedforward)
+        self.fc2 = nn.Linear(feedforward, channels)
+        self.final_layer_norm = nn.LayerNorm(channels)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """float[B, S, C] -> float[B, S, C]; `positions` float[S, C], `references` float[S, 2]."""
+        tokens = self.self_attn_layer_norm(tokens + self.self_attn(tokens + positions, tokens, references, shapes))
+        return self.final_layer_norm(tokens + self.fc2(F.relu(self.fc1(tokens))))
+
+
+class PixelDecoder(nn.Module):
+    """Mix three feature levels and make the mask features, all at the finest level's resolution (1/8 in X-SAM).
+
+    Args:
+        in_channels: channels of the pyramid, finest level first, as the connector gives it.
+        channels: width of the decoder, of its outputs and of the mask features.
+        depth: number of deformable layers.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        depth: int = 6,
+        num_heads: int = 8,
+        feedforward: int = 1024,
+    ) -> None:
+        super().__init__()
+        coarse_first = list(in_channels)[::-1]
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in coarse_first
+        )
+        self.level_embed = nn.Parameter(torch.zeros(len(coarse_first), channels))
+        self.layers = nn.ModuleList(
+            PixelDecoderLayer(channels, num_heads, feedforward, len(coarse_first)) for _ in range(depth)
+        )
+        self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], channels, 1, bias=False), nn.GroupNorm(32, channels))
+        self.output = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU()
+        )
+        self.mask_projection = nn.Conv2d(channels, channels, 1)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1 and not name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+                nn.init.xavier_uniform_(parameter)
+        nn.init.zeros_(self.level_embed)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decode.
+
+        Args:
+            pyramid: maps float[I, c, h, w], finest first.
+
+        Returns:
+            Mask features float[I, C, h0, w0] at the finest resolution, and the decoded levels float[I, C, h, w],
+            coarsest first.
+        """
+        maps = [projection(x) for projection, x in zip(self.input_projections, reversed(pyramid), strict=True)]
+        shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        C, device = tokens.shape[-1], tokens.device
+        positions = torch.cat(
+            [sine_positions(h, w, C, device) + embed for (h, w), embed in zip(shapes, self.level_embed, strict=True)]
+        ).to(tokens.dtype)
+        references = _cell_centres(shapes, device)
+        for layer in self.layers:
+            tokens = layer(tokens, positions, references, shapes)
+        parts = tokens.split([h * w for h, w in shapes], dim=1)
+        levels = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
+        fused = self.output(self.lateral(pyramid[0]) + levels[-1])
+        return self.mask_projection(fused), levels

@@ -1,0 +1,49 @@
+"""From encoder features to language-model tokens, and back from its hidden states to conditions."""
+
+from torch import Tensor, nn
+
+from ..structures import UserError
+
+
+def pixel_unshuffle(x: Tensor, factor: int = 2) -> Tensor:
+    """float[B, h, w, C] -> float[B, h/f, w/f, f*f*C]: the cells of each f x f block side by side, row by row.
+
+    nn.PixelUnshuffle puts the channel first instead. Raises UserError if f does not divide the grid.
+    """
+    b, h, w, c = x.shape
+    if h % factor or w % factor:
+        raise UserError(f"a {h} x {w} feature grid does not fold by {factor}; change image_size")
+    x = x.view(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(2, 3).reshape(b, h // factor, w // factor, factor * factor * c)
+
+
+def pixel_shuffle_columns_first(x: Tensor, factor: int = 2) -> Tensor:
+    """float[B, h, w, f*f*C] -> float[B, h*f, w*f, C].
+
+    Order (column, row, channel): not the inverse of `pixel_unshuffle`; the released weights were trained so.
+    """
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, factor, factor, c // factor**2).permute(0, 1, 4, 2, 3, 5)
+    return x.reshape(b, h * factor, w * factor, -1)
+
+
+class Projector(nn.Module):
+    """Linear, GELU, Linear on every token.
+
+    With `unshuffle` it takes a map and first folds 2 x 2 cells into one token of 4 * `in_channels`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, unshuffle: bool = False) -> None:
+        super().__init__()
+        self.unshuffle = unshuffle
+        self.layers = nn.Sequential(
+            nn.Linear(in_channels * 4 if unshuffle else in_channels, out_channels),
+            nn.GELU(),
+            nn.Linear(out_channels, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[.., C] -> float[.., out_channels]; with `unshuffle` float[B, h, w, C] -> float[B, N, ..], row-major."""
+        if self.unshuffle:
+            x = pixel_unshuffle(x).flatten(1, 2)
+        return self.layers(x)

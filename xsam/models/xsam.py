@@ -1,0 +1,205 @@
+"""X-SAM (arXiv 2508.04655): one picture, two encoders, a language model, and a mask decoder that listens to it.
+
+    image --> vision encoder (SigLIP2) --> projector -------+
+    image --> segmentation encoder (SAM) --> seg_projector -+--> LLM --> text
+                  |                                               |
+                  |                                               +--> <p>..</p> spans: conditions (the classifier)
+                  +--> connector --> pixel decoder --> mask decoder <-- <SEG>: added to every query
+
+The model never sees a task name. Whatever a task needs (spans, regions, candidates, targets) is data in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..structures import Batch, ModelOutput
+from .language import Spliced, decode, splice, supervised_logits
+from .mask_decoder import MaskDecoder
+from .region_sampler import RegionSampler
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the encoders know of I images; can be kept and asked again."""
+
+    tokens: Tensor  # float[I, n, C_llm], vision tokens then segmentation tokens; [I, 0, 0] without a language model
+    seg_tokens: Tensor  # float[I, N, C_llm], the segmentation tokens alone, for the region sampler
+    levels: tuple[Tensor, ...]  # float[I, C, h, w], decoded levels, coarsest first; empty without a mask decoder
+    mask_features: Tensor  # float[I, C, h, w]
+
+
+class XSam(nn.Module):
+    """The whole model. Stage 1 is built without the language parts, stage 2 without the decoder parts.
+
+    Args:
+        seg_encoder: fine features, see `encoders.SamEncoder`.
+        levels: hidden states of the segmentation encoder that feed the connector, finest branch first.
+        seg_level: its hidden state that feeds the language model.
+        vision_encoder, projector, seg_projector, llm: the language parts.
+        connector, pixel_decoder, mask_decoder, classifier: the decoder parts.
+        phrase_projector: from the language model's width to the decoder's; where both are present.
+    """
+
+    def __init__(
+        self, *, seg_encoder: nn.Module, levels: Sequence[int] = (12, 18, 24), seg_level: int = 23,
+        vision_encoder: nn.Module | None = None, projector: nn.Module | None = None,
+        seg_projector: nn.Module | None = None, llm: PreTrainedModel | None = None,
+        connector: nn.Module | None = None, pixel_decoder: nn.Module | None = None,
+        mask_decoder: nn.Module | None = None, classifier: nn.Module | None = None,
+        phrase_projector: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.levels, self.seg_level = tuple(levels), seg_level
+        self.seg_encoder = seg_encoder
+        self.vision_encoder = vision_encoder
+        self.projector = projector
+        self.seg_projector = seg_projector
+        self.region_sampler = RegionSampler()
+        self.llm = llm
+        self.phrase_projector = phrase_projector
+        self.connector = connector
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+        self.classifier = classifier
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.mask_decoder.query_features) if isinstance(self.mask_decoder, MaskDecoder) else 0
+
+    def forward(self, batch: Batch, features: ImageFeatures | None = None) -> ModelOutput:
+        """Read the text, decode the masks.
+
+        Args:
+            batch: see `structures.Batch`.
+            features: the images' features when they are already known; else encoded from the batch.
+        """
+        features = features or self.encode(batch)
+        empty = features.mask_features.new_zeros
+        text_logits, text_targets = empty(0, 0), batch.labels.new_zeros(0)
+        C = features.mask_features.shape[1]
+        seg_embeds, spans = empty(len(batch.items), C), empty(0, C)
+        if self.llm is not None and batch.input_ids.shape[1]:
+            spliced = self.splice(batch, features)
+            hidden = self.llm.model(inputs_embeds=spliced.embeds, use_cache=False).last_hidden_state
+            text_logits, text_targets = supervised_logits(self.llm, hidden, spliced, batch.labels)
+            if len(batch.items) and self.phrase_projector is not None:
+                spans, seg_embeds = self.conditions(batch, hidden, spliced.positions)
+        mask_embeds = class_logits = empty(0, len(batch.items), 0, 0)
+        if len(batch.items) and self.mask_decoder is not None and self.classifier is not None:
+            items = batch.items
+            states, mask_embeds = self.mask_decoder(features.levels, features.mask_features, items.image, seg_embeds)
+            padded = torch.cat([spans, spans.new_zeros(1, C)])  # candidate -1 is the row of zeros
+            class_logits = self.classifier(states, padded[items.candidates], items.candidates >= 0)
+        return ModelOutput(
+            text_logits=text_logits,
+            text_targets=text_targets,
+            mask_embeds=mask_embeds,
+            mask_features=features.mask_features,
+            class_logits=class_logits,
+            item_image=batch.items.image,
+        )
+
+    def encode(self, batch: Batch) -> ImageFeatures:
+        """Run the encoders, and of what follows them all that does not depend on the text."""
+        seg_pixels = normalize(batch.seg_pixel_values, self.seg_encoder, batch.seg_sizes)
+        indices = [
+            *(self.levels if self.connector is not None else ()),
+            *([self.seg_level] if self.seg_projector is not None else ()),
+        ]
+        with torch.set_grad_enabled(_learns(self.seg_encoder)):
+            maps = self.seg_encoder(seg_pixels, indices) if len(seg_pixels) else []
+        dtype = next(self.seg_encoder.parameters()).dtype
+        tokens = seg_tokens = mask_features = torch.zeros(
+            (len(seg_pixels), 0, 0), dtype=dtype, device=seg_pixels.device
+        )
+        levels: list[Tensor] = []
+        if (
+            self.seg_projector is not None
+            and self.vision_encoder is not None
+            and self.projector is not None
+            and len(seg_pixels)
+        ):
+            pixels = normalize(batch.pixel_values, self.vision_encoder)
+            with torch.set_grad_enabled(_learns(self.vision_encoder)):
+                vision = self.vision_encoder(pixels)
+            seg_tokens = self.seg_projector(maps[-1])
+            tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
+        if self.connector is not None and self.pixel_decoder is not None and len(batch.items):
+            mask_features, levels = self.pixel_decoder(self.connector(maps[: len(self.levels)]))
+        return ImageFeatures(tokens, seg_tokens, tuple(levels), mask_features)
+
+    def splice(self, batch: Batch, features: ImageFeatures) -> Spliced:
+        """Token embeddings with image and region features in place."""
+        assert self.llm is not None
+        regions = self.region_sampler(features.seg_tokens, batch.region_points, batch.region_image)
+        embed_tokens = self.llm.get_input_embeddings()
+        return splice(embed_tokens, batch.input_ids, batch.lengths, features.tokens, batch.image_index, regions)
+
+    def conditions(self, batch: Batch, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The language model's side of the decoder.
+
+        Args:
+            hidden: float[B, T', C], last states.
+            positions: int64[B, T], where each token of the batch stands in `hidden`.
+
+        Returns:
+            Condition embeddings float[S, C] of all spans of the batch (the mean over a span's projected states, tags
+            included), and the states at the `<SEG>` of every item, float[D, C].
+        """
+        assert self.phrase_projector is not None
+        rows, columns = (batch.span_ids >= 0).nonzero(as_tuple=True)
+        counts = batch.span_ids.amax(1).clamp(min=-1) + 1
+        first = counts.cumsum(0) - counts  # flat number of each row's first span
+        spans = first[rows] + batch.span_ids[rows, columns]
+        projected = self.phrase_projector(hidden[rows, positions[rows, columns]])
+        total = int(counts.sum())
+        sizes = torch.bincount(spans, minlength=total).clamp(min=1).to(projected.dtype)
+        means = projected.new_zeros(total, projected.shape[-1]).index_add(0, spans, projected) / sizes[:, None]
+        is_seg = batch.seg_ids[batch.items.sample] == batch.items.seg[:, None]  # [D, T]
+        at = positions[batch.items.sample, is_seg.long().argmax(1)]
+        return means, self.phrase_projector(hidden[batch.items.sample, at])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+        features: ImageFeatures | None = None,
+    ) -> list[list[int]]:
+        """Greedy answers to the prompts of a batch: token ids of every row, up to and without the stop token."""
+        assert self.llm is not None
+        steps = list(decode(self.llm, self.splice(batch, features or self.encode(batch)), max_new_tokens, stop_ids))
+        answers = torch.stack(steps, 1).tolist()
+        ends = [next((i for i, token in enumerate(a) if token in stop_ids), len(a)) for a in answers]
+        return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether any gradient is wanted inside; a frozen encoder then runs without building a graph."""
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+
+
+def normalize(pixels: Tensor, encoder: nn.Module, sizes: Tensor | None = None) -> Tensor:
+    """uint8 to the encoder's normalised dtype on the device; floats pass as already normalised.
+
+    Args:
+        pixels: uint8[I, 3, H, W].
+        encoder: has `mean` and `std` of its pre-training, in [0, 1].
+        sizes: int64[I, 2], (h, w) of the image inside the frame; what lies outside becomes zero *after* normalisation.
+    """
+    dtype = next(encoder.parameters()).dtype
+    if pixels.dtype != torch.uint8:
+        return pixels.to(dtype)
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (encoder.mean, encoder.std))
+    images = (pixels.float() / 255 - mean) / std
+    if sizes is not None:
+        H, W = images.shape[-2:]
+        rows = torch.arange(H, device=pixels.device) < sizes[:, 0, None]
+        columns = torch.arange(W, device=pixels.device) < sizes[:, 1, None]
+        images = images * (rows[:, :, None] & columns[:, None, :])[:, None]
+    return images.to(dtype)

@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xsam.data.masks import decode_rle
+from xsam.metrics.iou import THRESHOLDS, ReferringIoU
+from xsam.structures import UserError
+
+REFDATA = Path(__file__).parents[2] / "../shared/refdata"
+needs_refdata = pytest.mark.skipif(not REFDATA.is_dir(), reason="reference data are not here")
+
+
+def row(pixels: str) -> np.ndarray:
+    return np.array([[pixel == "#" for pixel in pixels]])
+
+
+def scores(*samples: tuple[str, str]) -> dict[str, float | None]:
+    metric = ReferringIoU()
+    for pred, gt in samples:
+        metric.update(row(pred), row(gt))
+    return metric.compute()
+
+
+def test_hand_computed_values() -> None:
+    values = scores(
+        ("###.....", "####...."),  # IoU 3/4
+        ("........", "########"),  # missed
+        ("........", "........"),  # rightly refused
+        ("##......", "........"),  # a mask of something that is not there
+    )
+    assert values == {
+        "cIoU": pytest.approx(100 * 3 / (4 + 8 + 2)),  # the false mask is in the union
+        "gIoU": pytest.approx(100 * (0.75 + 0 + 1 + 0) / 4),
+        "N_acc": 50.0,
+        "T_acc": 50.0,
+        "Pr@0.5": 50.0,
+        "Pr@0.6": 50.0,
+        "Pr@0.7": 50.0,
+        "Pr@0.8": 0.0,
+        "Pr@0.9": 0.0,
+    }
+
+
+def test_threshold_is_reached_by_equality() -> None:
+    assert scores(("#.", "##"))["Pr@0.5"] == 100
+
+
+def test_what_was_not_measured_is_none() -> None:
+    assert set(scores().values()) == {None}
+    refused = scores(("..", ".."))
+    assert (refused["gIoU"], refused["N_acc"]) == (100, 100)
+    assert (refused["cIoU"], refused["T_acc"], refused["Pr@0.5"]) == (None, None, None)
+    assert scores(("##", "##"))["N_acc"] is None
+
+
+def test_ignored_pixels_count_nowhere() -> None:
+    metric = ReferringIoU()
+    metric.update(row("###."), row("#..#"), row(".##."))
+    assert metric.compute()["cIoU"] == 50
+    inside = ReferringIoU()
+    inside.update(row("..#."), row(".#.."), row(".##."))  # nothing is left: a sample without a target
+    assert inside.compute()["N_acc"] == 100
+
+
+def test_merge_is_addition() -> None:
+    first, second, both = ReferringIoU(), ReferringIoU(), ReferringIoU()
+    for metrics, pred, gt in (((first, both), "##..", "###."), ((second, both), "....", "....")):
+        for metric in metrics:
+            metric.update(row(pred), row(gt))
+    first.merge(second)
+    assert first.compute() == both.compute()
+
+
+def test_other_size_is_named() -> None:
+    with pytest.raises(UserError, match="sizes must be equal"):
+        ReferringIoU().update(row("##"), row("###"))
+
+
+@needs_refdata
+def test_against_lisa_and_grefcoco_evaluation() -> None:
+    reference = json.loads((REFDATA / "refer/refseg_cases.json").read_text())
+    targets, everything, absent = ReferringIoU(), ReferringIoU(), ReferringIoU()
+    for sample in reference["samples"]:
+        pred, gt = (decode_rle(sample[name]) for name in ("pred", "gt"))
+        everything.update(pred, gt)
+        if sample["kind"] in ("single", "target_missed", "single_pixel_hit", "single_pixel_miss"):
+            targets.update(pred, gt)
+        if sample["kind"] == "no_target_correct":
+            absent.update(pred, gt)
+
+    expected = reference["expected"]["refcoco_like (targets only)"]["xsam_official_formula"]
+    values = targets.compute()
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    precision = {f"Pr@{x}": values[f"Pr@{x}"] for x in THRESHOLDS}
+    assert precision == pytest.approx(reference["precision_at"], rel=1e-6)
+
+    expected = dict(reference["expected"]["grefcoco_like (all, pred_nt = empty prediction)"]["rela"])
+    expected |= {name: 100 * expected[name] for name in ("T_acc", "N_acc")}
+    values = everything.compute()
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert absent.compute()["gIoU"] == 100
+
+
+@needs_refdata
+@pytest.mark.parametrize("name", ["2011_000003", "2011_000006"])
+def test_ignored_regions_of_reasonseg(name: str) -> None:
+    labels = np.array(Image.open(REFDATA / f"reasonseg/{name}_expected_mask.png"))
+    pred = np.array(Image.open(REFDATA / f"reasonseg/{name}_pred.png")) > 0
+    expected = json.loads((REFDATA / f"reasonseg/{name}_expected.json").read_text())
+    metric = ReferringIoU()
+    metric.update(pred, labels == 1, labels == 255)
+    values = metric.compute()
+    inter, union = expected["lisa"]["intersection"][1], expected["lisa"]["union"][1]
+    assert values["cIoU"] == pytest.approx(100 * inter / union, rel=1e-9)
+    for key, value in expected["xsam_official_formula"].items():
+        assert values[key] == pytest.approx(value, rel=1e-6)

@@ -1,0 +1,96 @@
+"""Encoded samples become a batch, and the model's output samples again. What each `<SEG>` must choose from is decided
+here, as data."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..structures import IGNORE_INDEX, Batch, DecoderItems, Encoded, ItemOutput, ModelOutput, Target
+
+
+def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
+    """Pad, stack, and list the decoder items.
+
+    Args:
+        samples: rows of the batch.
+        contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows;
+            0 = the whole batch is one group.
+    """
+    shown = [s for s in samples if s.seg_pixel_values.size]
+    image_index = np.cumsum([s.seg_pixel_values.size > 0 for s in samples]) - 1
+    image_index = np.where([s.seg_pixel_values.size > 0 for s in samples], image_index, -1)
+    regions = [torch.from_numpy(s.region_points) for s in samples]
+    return Batch(
+        ids=tuple(s.id for s in samples),
+        input_ids=_pad([s.input_ids for s in samples], 0),
+        labels=_pad([s.labels for s in samples], IGNORE_INDEX),
+        span_ids=_pad([s.span_ids for s in samples], -1),
+        seg_ids=_pad([s.seg_ids for s in samples], -1),
+        lengths=torch.tensor([len(s.input_ids) for s in samples]),
+        image_index=torch.from_numpy(image_index),
+        pixel_values=_stack([s.pixel_values for s in shown]),
+        seg_pixel_values=_stack([s.seg_pixel_values for s in shown]),
+        seg_sizes=torch.tensor([s.seg_size for s in shown]).view(-1, 2),
+        region_points=torch.cat(regions),
+        region_image=torch.from_numpy(np.repeat(image_index, [len(r) for r in regions])),
+        items=_items(samples, image_index, contrast or len(samples)),
+    )
+
+
+def uncollate(output: ModelOutput, batch: Batch, samples: Sequence[Encoded]) -> list[list[ItemOutput]]:
+    """The decoder's answers of each sample, one per `<SEG>`, without the columns that pad an item to the widest one."""
+    split: list[list[ItemOutput]] = [[] for _ in samples]
+    for item, row in enumerate(batch.items.sample.tolist()):
+        logits = output.class_logits[-1, item]
+        if batch.items.candidates.shape[1]:  # a closed set has none
+            logits = logits[:, torch.nn.functional.pad(batch.items.candidates[item] >= 0, (0, 1), value=True)]
+        sample = samples[row]
+        frame = sample.seg_pixel_values.shape[-1]
+        masks = output.mask_logits(item).float()
+        split[row].append(
+            ItemOutput(
+                mask_logits=masks,
+                class_logits=logits,
+                frame=frame,
+                seg_size=sample.seg_size,
+                image_size=sample.image_size,
+            )
+        )
+    return split
+
+
+def _items(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -> DecoderItems:
+    spans = np.array([s.span_ids.max(initial=-1) + 1 for s in samples])
+    first = spans.cumsum() - spans  # flat number of each row's first span
+    rows: list[tuple[int, int, int]] = []  # image, sample, number of the <SEG>
+    candidates, targets, keys = [], [], []
+    for b, sample in enumerate(samples):
+        group = (
+            range(b - b % contrast, min(b - b % contrast + contrast, len(samples)))
+            if sample.shared_candidates
+            else (b,)
+        )
+        own = np.concatenate([first[g] + np.arange(spans[g]) for g in group]).astype(np.int64)
+        offset = first[b] - first[group[0]]
+        ids = torch.from_numpy(sample.target_ids)
+        closed_set = len(sample.input_ids) == 0
+        for seg in [-1] if closed_set else range(sample.seg_ids.max(initial=-1) + 1):
+            index = np.arange(len(sample.target_labels)) if closed_set else np.flatnonzero(sample.target_segs == seg)
+            rows.append((int(image_index[b]), b, seg))
+            candidates.append(own)
+            targets.append(Target(ids, torch.from_numpy(index), torch.from_numpy(sample.target_labels[index] + offset)))
+            keys.append((sample.key + seg + 1) % 2**63)
+    image, row, seg_number = torch.tensor(rows, dtype=torch.long).view(-1, 3).unbind(1)
+    return DecoderItems(image, row, seg_number, _pad(candidates, -1), tuple(targets), tuple(keys))
+
+
+def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    if not rows:
+        return torch.zeros((0, 0), dtype=torch.long)
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(r) for r in rows], batch_first=True, padding_value=value)
+
+
+def _stack(images: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)) if images else torch.zeros((0, 3, 0, 0), dtype=torch.uint8)

@@ -1,0 +1,73 @@
+"""Images: read from disk, and resized for the two encoders. Pixels stay uint8; the device normalises them."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..structures import UserError
+
+PAD_COLOUR = 127  # int(255 * 0.5), the mean of SigLIP's normalisation
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# what PIL raises for a damaged file, according to the format and to where the damage is
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read any image file as RGB, uint8[H, W, 3].
+
+    The EXIF orientation is not applied: annotations are drawn on the pixels as stored. Transparency is
+    dropped, 16-bit grey scaled to 8 bits. Raises UserError when the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.array(image.convert("RGB"))
+    except _DAMAGE as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
+
+
+def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """The (h, w) of an image whose longer side becomes `side`; rounds half up, keeps at least one pixel."""
+    longest = max(height, width)
+    return max(1, int(height * side / longest + 0.5)), max(1, int(width * side / longest + 0.5))
+
+
+def fit_frame(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Fit uint8[H, W, 3] into the segmentation frame: bilinear to the longest side, zeros right and below.
+
+    Returns uint8[3, side, side] and the (h, w) the image covers; the rest is zero again after normalising.
+    """
+    height, width = longest_side_size(image.shape[0], image.shape[1], side)
+    frame = np.zeros((3, side, side), np.uint8)
+    frame[:, :height, :width] = _resize(image, height, width, "bilinear")
+    return frame, (height, width)
+
+
+def vision_image(
+    image: np.ndarray,
+    side: int,
+    geometry: str,
+    resample: str,
+) -> np.ndarray:
+    """uint8[H, W, 3] -> uint8[3, side, side] for the vision encoder.
+
+    "pad" centres the image on a grey square first and keeps its aspect, "squash" does not.
+    """
+    if geometry == "pad":
+        height, width = image.shape[:2]
+        longest = max(height, width)
+        top, left = (longest - height) // 2, (longest - width) // 2
+        square = np.full((longest, longest, 3), PAD_COLOUR, np.uint8)
+        square[top : top + height, left : left + width] = image
+        image = square
+    return _resize(image, side, side, resample)
+
+
+def _resize(image: np.ndarray, height: int, width: int, resample: str) -> np.ndarray:
+    resized = Image.fromarray(image).resize((width, height), _RESAMPLE[resample])
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

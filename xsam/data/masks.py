@@ -1,0 +1,145 @@
+"""Masks: run-length codes, polygons, boxes, and the id maps that hold many masks in one small array."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..structures import RLE, SegmentMap
+from .images import read_image
+
+
+def encode_rle(mask: np.ndarray) -> RLE:
+    """bool[H, W] -> COCO's compressed RLE, `counts` as str so that it goes into JSON."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: RLE) -> np.ndarray:
+    """COCO's RLE, compressed (str or bytes) or not (list of counts) -> bool[H, W].
+
+    Raises ValueError when the runs do not cover the size exactly. Written out because pycocotools takes a
+    truncated code for a mask and no code at all for an empty mask.
+    """
+    height, width = rle["size"]
+    counts = rle["counts"]
+    runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _run_lengths(counts)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f"the RLE has {runs.sum()} pixels in its runs, its size says {height} x {width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def _run_lengths(counts: str | bytes) -> np.ndarray:
+    """Run lengths of a compressed code, int64[n].
+
+    Each number is a group of characters, 48 plus 5 bits each, least significant first; bit 5 says that the
+    group goes on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number
+    two before.
+    """
+    text = counts.encode() if isinstance(counts, str) else counts
+    code = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if ((code < 0) | (code > 63)).any() or (len(code) and code[-1] & 32):
+        raise ValueError("the RLE holds characters that are not part of the code, or breaks off")
+    ends = np.flatnonzero(code & 32 == 0)
+    starts = np.append(0, ends[:-1] + 1)[: len(ends)]
+    lengths = ends - starts + 1
+    if (lengths > 12).any():
+        raise ValueError("the RLE holds a number that is too large")
+    shifts = 5 * (np.arange(len(code)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((code & 31) << shifts, starts) if len(starts) else starts
+    numbers = numbers - np.where(code[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The `segmentation` of a COCO annotation (polygons, RLE, uncompressed RLE) -> bool[H, W].
+
+    Raises ValueError that names the problem: nothing there, another size, a polygon without an area, garbage.
+    """
+    if isinstance(segmentation, dict):
+        if not {"size", "counts"} <= segmentation.keys():
+            raise ValueError("the segmentation is neither polygons nor an RLE with size and counts")
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"the RLE has the size {segmentation['size']}, the image {[height, width]}")
+        return decode_rle(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"the segmentation is empty or not a list: {str(segmentation)[:40]!r}")
+    for polygon in segmentation:
+        numbers = isinstance(polygon, list) and all(isinstance(value, int | float) for value in polygon)
+        if not numbers or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon needs three points x, y or more, got {str(polygon)[:40]}")
+    parts = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """bool[H, W] -> (x0, y0, x1, y1) in pixels, maximum exclusive; zeros for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def pack(masks: np.ndarray) -> SegmentMap:
+    """bool[N, H, W] -> SegmentMap; a mask goes into the first layer where it overlaps nothing."""
+    assert len(masks) <= np.iinfo(np.int16).max, "more masks than int16 can number"
+    layers = [np.full(masks.shape[1:], -1, np.int16)]
+    for number, mask in enumerate(masks):
+        layer = next((layer for layer in layers if (layer[mask] < 0).all()), None)
+        if layer is None:
+            layer = np.full(masks.shape[1:], -1, np.int16)
+            layers.append(layer)
+        layer[mask] = number
+    return SegmentMap(np.stack(layers), len(masks))
+
+
+def unpack(segments: SegmentMap) -> np.ndarray:
+    """SegmentMap -> bool[N, H, W]."""
+    numbers = np.arange(segments.count, dtype=np.int16)[:, None, None]
+    masks = np.zeros((segments.count, *segments.ids.shape[1:]), bool)
+    for layer in segments.ids:
+        masks |= layer == numbers
+    return masks
+
+
+def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
+    """int[H, W] and N distinct ids -> SegmentMap of one layer whose mask i is `labels == ids[i]`."""
+    if not len(ids):
+        return SegmentMap(np.full((1, *labels.shape), -1, np.int16), 0)
+    values = np.asarray(ids)
+    assert len(np.unique(values)) == len(values), "repeated ids"
+    order = np.argsort(values)
+    place = np.searchsorted(values[order], labels).clip(max=len(values) - 1)
+    numbers = np.where(values[order][place] == labels, order[place], -1)
+    return SegmentMap(numbers.astype(np.int16)[None], len(values))
+
+
+def read_panoptic_png(path: str | Path) -> np.ndarray:
+    """COCO's panoptic PNG -> int32[H, W], id = R + 256 G + 256^2 B. Raises UserError as `read_image` does."""
+    return read_image(path).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+
+
+def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:
+    """int[H, W] of ids below 2^24 -> COCO's panoptic PNG."""
+    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
+
+
+def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
+    """int16[L, H, W] -> int16[L, height, width], the same as PIL's nearest for each mask on its own."""
+    resized = [
+        Image.fromarray(layer.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST) for layer in ids
+    ]
+    return np.stack([np.asarray(layer, np.int16) for layer in resized])
+
+
+def pad_ids(ids: np.ndarray, side: int) -> np.ndarray:
+    """int16[L, h, w] -> int16[L, side, side], -1 right and below."""
+    layers, height, width = ids.shape
+    padded = np.full((layers, side, side), -1, np.int16)
+    padded[:, :height, :width] = ids
+    return padded

@@ -1,0 +1,173 @@
+"""From a sample to arrays: chat template, token ids, supervised labels, spans, both images, targets in the frame."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Encoded, Sample, Turn, UserError
+from .images import fit_frame, read_image, vision_image
+from .masks import decode_rle, pad_ids, resize_ids
+from .regions import sample_points
+
+SPECIAL_TOKENS = ("<SEG>", "<p>", "</p>")  # added to every tokenizer, in this order
+PLACEHOLDERS = {"<image>": IMAGE_TOKEN, "<region>": REGION_TOKEN}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """How one conversation is written for a language model. Supervised: the answer and `end`."""
+
+    user: str  # around the question, up to where the answer begins
+    end: str  # closes an answer
+    bos: bool  # whether the conversation begins with the tokenizer's bos token
+    separator: str = "\n"  # between turns, not supervised
+
+
+TEMPLATES = {
+    "phi3": ChatTemplate(user="<|user|>\n{}<|end|>\n<|assistant|>\n", end="<|end|>", bos=True),
+    "qwen3": ChatTemplate(user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>", bos=False),
+    "qwen3_no_thinking": ChatTemplate(
+        user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        end="<|im_end|>",
+        bos=False,
+    ),
+}
+
+
+class Processor:
+    """Everything between a `Sample` and the model's arrays; the same in training, evaluation and prediction.
+
+    Args:
+        seg_size: S, side of the segmentation frame.
+        vision_size: side of the vision encoder's image; 0 without a language model.
+        tokenizer: folder or hub name of a transformers tokenizer; "" without a language model.
+        template: a name of `TEMPLATES`.
+        max_length: most text tokens of a conversation, an image or region counting as one.
+        vision_geometry: "pad" to a square with grey, or "squash" (as the released stage 3 was trained).
+        vision_resample: "bilinear" or "bicubic".
+    """
+
+    def __init__(
+        self, *, seg_size: int, vision_size: int = 0, tokenizer: str = "", template: str = "phi3",
+        max_length: int = 2319, vision_geometry: str = "pad", vision_resample: str = "bilinear",
+    ) -> None:  # fmt: skip
+        if template not in TEMPLATES:
+            raise UserError(f"processor.template={template!r} is unknown; there is: {', '.join(TEMPLATES)}")
+        self.seg_size, self.vision_size, self.max_length = seg_size, vision_size, max_length
+        self.vision_geometry, self.vision_resample = vision_geometry, vision_resample
+        self.template = TEMPLATES[template]
+        self.tokenizer = load_tokenizer(tokenizer) if tokenizer else None
+        if self.tokenizer is not None:
+            self.seg_id, self.open_id, self.close_id = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+            self.stop_ids = tuple(
+                i
+                for i in {
+                    self.tokenizer.convert_tokens_to_ids(self.template.end),
+                    self.tokenizer.eos_token_id,
+                }
+                if i is not None
+            )
+
+    def __call__(self, sample: Sample, key: int) -> Encoded:
+        """Encode a sample; `key` seeds the region points and, later, the criterion's points.
+
+        Raises:
+            BadSample: the text is longer than `max_length`, a tag is unbalanced, or a prompt region is empty.
+            UserError: the image cannot be read.
+        """
+        ids, labels = self.tokenize(sample.turns)
+        return self._encode(sample, key, ids, labels)
+
+    def prompt(self, sample: Sample, key: int, answer: list[int] | None = None) -> Encoded:
+        """Encode the first question alone, for generation, or followed by a generated answer."""
+        first = (Turn(sample.turns[0].question, ""),)
+        ids, _ = self.tokenize(first)
+        ids = ids[: len(ids) - len(self._ids(self.template.end))] + (answer or [])
+        return self._encode(sample, key, ids, [IGNORE_INDEX] * len(ids))
+
+    def tokenize(self, turns: tuple[Turn, ...]) -> tuple[list[int], list[int]]:
+        """Token ids and labels of a conversation; text around placeholders is tokenised piece by piece."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, turn in enumerate(turns):
+            assert self.tokenizer is not None, "text needs processor.tokenizer"
+            question: list[int] = []
+            if number == 0 and self.template.bos:
+                question.append(self.tokenizer.bos_token_id)
+            elif number:
+                question += self._ids(self.template.separator)
+            for piece in re.split("(<image>|<region>)", self.template.user.format(turn.question)):
+                question += [PLACEHOLDERS[piece]] if piece in PLACEHOLDERS else self._ids(piece)
+            answer = self._ids(turn.answer + self.template.end)
+            ids += question + answer
+            labels += [IGNORE_INDEX] * len(question) + answer
+        return ids, labels
+
+    def text(self, ids: list[int]) -> str:
+        """Generated ids as text, with the tags kept."""
+        assert self.tokenizer is not None
+        return self.tokenizer.decode([i for i in ids if i not in self.stop_ids]).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        assert self.tokenizer is not None
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def _encode(self, sample: Sample, key: int, ids: list[int], labels: list[int]) -> Encoded:
+        if len(ids) > self.max_length:
+            raise BadSample(f"{sample.id}: {len(ids)} text tokens, more than max_length={self.max_length}")
+        input_ids = np.array(ids, np.int64)
+        span_ids, seg_ids = self._spans(input_ids, sample.id) if len(ids) else (input_ids, input_ids)
+        side = self.seg_size
+        pixels = np.zeros((3, 0, 0), np.uint8)
+        frame, seg_size, image_size = pixels, (0, 0), (0, 0)
+        if sample.image:
+            image = read_image(sample.image)
+            image_size = image.shape[:2]
+            frame, seg_size = fit_frame(image, side)
+            if self.vision_size:
+                pixels = vision_image(image, self.vision_size, self.vision_geometry, self.vision_resample)
+        targets = np.full((1, side, side), -1, np.int16)
+        if sample.masks.count:
+            if sample.masks.ids.shape[1:] != image_size:
+                raise BadSample(f"{sample.id}: masks are {sample.masks.ids.shape[1:]}, the image is {image_size}")
+            targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), side)
+        rng = np.random.default_rng(key)
+        points = [sample_points(self._region(region, seg_size), rng) for region in sample.regions]
+        return Encoded(
+            id=sample.id, key=key, input_ids=input_ids, labels=np.array(labels, np.int64), span_ids=span_ids,
+            seg_ids=seg_ids,
+            pixel_values=pixels, seg_pixel_values=frame, seg_size=seg_size, image_size=image_size, target_ids=targets,
+            target_labels=sample.labels, target_segs=sample.mask_segs, shared_candidates=sample.shared_candidates,
+            region_points=np.stack(points) if points else np.zeros((0, 256, 2), np.float32),
+        )  # fmt: skip
+
+    def _region(self, region: dict[str, Any], seg_size: tuple[int, int]) -> np.ndarray:
+        ids = np.where(decode_rle(region), 0, -1).astype(np.int16)[None]
+        return pad_ids(resize_ids(ids, *seg_size), self.seg_size)[0] == 0
+
+    def _spans(self, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the `<p>..</p>` span of every token, tags included, and number of every `<SEG>`; -1 elsewhere."""
+        opened, closed = ids == self.open_id, ids == self.close_id
+        depth = opened.cumsum() - closed.cumsum()
+        if depth.min() < 0 or depth.max() > 1 or depth[-1]:
+            raise BadSample(f"{name}: <p> and </p> are not balanced")
+        seg = ids == self.seg_id
+        return np.where((depth == 1) | closed, opened.cumsum() - 1, -1), np.where(seg, seg.cumsum() - 1, -1)
+
+
+def load_tokenizer(name: str) -> Any:
+    """A transformers tokenizer with X-SAM's three special tokens at its end. UserError where it is not to be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(name).exists() else "; give a local folder as processor.tokenizer=..., or allow the hub"
+        raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}){hint}") from None
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
+    )
+    return tokenizer

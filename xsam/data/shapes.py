@@ -1,0 +1,596 @@
+"""The embedded world: coloured shapes on grass, sand or water under a sky, in the real datasets' formats.
+
+Every stage trains and every benchmark runs on it without a download. A scene is a function of (seed, split,
+index), so it does not matter in which order, or how many of them, are made.
+"""
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .masks import encode_rle, mask_box, write_panoptic_png
+
+SHAPES = ("circle", "square", "triangle", "ring", "star", "cross")
+COLOURS = {
+    "red": (208, 36, 36),
+    "green": (24, 140, 52),
+    "blue": (36, 64, 208),
+    "yellow": (244, 220, 32),
+    "purple": (140, 44, 176),
+    "orange": (244, 128, 20),
+}
+TEXTURES = ("plain", "striped", "dotted")
+SIZES = {"small": (8.0, 10.0), "large": (13.0, 17.0)}  # radius, in pixels of a 96 x 96 image
+GROUNDS = {"grass": (152, 178, 120), "sand": (222, 206, 164), "water": (124, 164, 178)}
+SKY = (188, 218, 244)
+# things 1-6 and stuff 11-14: ids with a hole, as COCO's have, so that nobody takes an id for an index
+CATEGORIES = {name: i for i, name in enumerate(SHAPES, 1)}
+CATEGORIES |= {name: i for i, name in enumerate(("sky", *GROUNDS), 11)}
+SPLITS = {"train": 0, "val": 1, "corpus": 2}
+
+VISIBLE = 0.6  # at least this share of every thing is not occluded
+DUPLICATES = 0.4  # share of scenes with several things of one shape
+MARGIN = 0.06  # of the image: centres must be this far apart to be told left from right
+
+# farthest point of each shape of radius 1
+_REACH = {"circle": 1.0, "square": 1.21, "triangle": 1.35, "ring": 1.06, "star": 1.3, "cross": 1.12}
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One shape of a scene. Lengths in pixels; `centre` and `area` are those of its visible part."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    position: tuple[float, float]  # (x, y) of the whole shape
+    radius: float
+    angle: float  # radians
+    centre: tuple[float, float] = (0.0, 0.0)
+    area: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Things from back to front before a background of two kinds of stuff."""
+
+    key: tuple[int, int, int]  # (seed, split, index)
+    things: tuple[Thing, ...]
+    ground: str
+    sky: np.ndarray  # bool[S, S], also behind the things
+    ids: np.ndarray  # int64[S, S]: number of the thing; len(things) is the sky, one more the ground
+
+
+def _generator(key: tuple[int, int, int], purpose: str) -> np.random.Generator:
+    return np.random.default_rng([*key, *purpose.encode()])
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance to the outline of a shape of radius 1 at the origin, negative inside; exact near its edges."""
+    if shape == "circle":
+        return np.hypot(x, y) - 1
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - 0.85
+    if shape == "triangle":
+        return np.maximum(y, np.sqrt(0.75) * abs(x) - y / 2) - 0.675
+    if shape == "ring":
+        return abs(np.hypot(x, y) - 0.8) - 0.26
+    if shape == "cross":
+        x, y = abs(x), abs(y)
+        return np.minimum(np.maximum(x - 1.05, y - 0.38), np.maximum(x - 0.38, y - 1.05))
+    # star: fold the plane into one tenth, where the outline is the line from an outer to an inner corner
+    outer, inner, tenth = 1.3, 0.6, np.pi / 5
+    angle = abs((np.arctan2(x, -y) + tenth) % (2 * tenth) - tenth)
+    normal = np.array([inner * np.sin(tenth), outer - inner * np.cos(tenth)])
+    normal /= np.hypot(*normal)
+    distance = np.hypot(x, y)
+    return (distance * np.cos(angle) - outer) * normal[0] + distance * np.sin(angle) * normal[1]
+
+
+def _window(thing: Thing) -> tuple[slice, slice]:
+    """The rows and columns that a thing may touch."""
+    reach = thing.radius * _REACH[thing.shape] + 1
+    x, y = thing.position
+    return (
+        slice(max(0, int(y - reach)), int(y + reach) + 1),
+        slice(max(0, int(x - reach)), int(x + reach) + 1),
+    )
+
+
+def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres of a thing's window in its own, turned frame: x, y float[h, w] in units of its radius."""
+    rows, columns = _window(thing)
+    y = (np.arange(size)[rows, None] + 0.5 - thing.position[1]) / thing.radius
+    x = (np.arange(size)[None, columns] + 0.5 - thing.position[0]) / thing.radius
+    cos, sin = np.cos(thing.angle), np.sin(thing.angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
+    """Choose and place 4 to 6 things on a background; `render` paints them."""
+    key = (seed, SPLITS[split], index)
+    rng = _generator(key, "layout")
+    while True:
+        count = int(rng.integers(4, 7))
+        ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
+        sky = _sky(rng, size)
+        ids = np.where(sky, count, count + 1)
+        things = _place(rng, count, ids)
+        areas = np.bincount(ids.ravel(), minlength=count + 2)
+        if len(things) == count and areas[count:].min() > 0.02 * size**2:
+            break
+    y, x = np.mgrid[:size, :size] + 0.5
+    centre_x, centre_y = (np.bincount(ids.ravel(), axis.ravel()) / areas for axis in (x, y))
+    seen = [
+        replace(thing, centre=(float(centre_x[i]), float(centre_y[i])), area=int(areas[i]))
+        for i, thing in enumerate(things)
+    ]
+    return Scene(key, tuple(seen), ground, sky, ids)
+
+
+def _sky(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Where the sky is, bool[S, S]; the horizon is slanted and wavy."""
+    x = np.arange(size) / size
+    level, slope, height, phase = rng.uniform([0.25, -0.15, 0, 0], [0.6, 0.15, 0.03, 2 * np.pi])
+    horizon = level + slope * (x - 0.5) + height * np.sin(4 * np.pi * x + phase)
+    return np.arange(size)[:, None] < horizon * size
+
+
+def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]:
+    """Things from back to front, written into `ids`; fewer than `count` when the next finds no room."""
+    size = len(ids)
+    shapes = rng.permutation(len(SHAPES))[:count]
+    if rng.random() < DUPLICATES:
+        shapes[1 : rng.integers(2, count - 1)] = shapes[0]
+    things: list[Thing] = []
+    areas = np.zeros(count)  # of the whole shapes
+    for number, shape in enumerate(rng.permutation(shapes)):
+        texture, colour, kind = (list(a)[rng.integers(len(a))] for a in (TEXTURES, COLOURS, SIZES))
+        radius = rng.uniform(*SIZES[kind]) * size / 96
+        margin = radius * _REACH[SHAPES[shape]]
+        for _ in range(30):
+            x, y, angle = rng.uniform([margin, margin, -0.35], [size - margin, size - margin, 0.35]).tolist()
+            thing = Thing(SHAPES[shape], colour, texture, kind, (x, y), radius, angle)
+            mask = signed_distance(thing.shape, *_local(thing, size)) <= 0
+            covered = ids.copy()
+            covered[_window(thing)][mask] = number
+            visible = np.bincount(covered.ravel(), minlength=count)[:number]
+            if (visible >= VISIBLE * areas[:number]).all():
+                ids[:] = covered
+                things.append(thing)
+                areas[number] = mask.sum()
+                break
+        else:
+            break
+    return things
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Paint a scene, uint8[S, S, 3]: shaded things with smooth edges, a little noise, varying light."""
+    rng = _generator(scene.key, "pixels")
+    size = len(scene.ids)
+    sky = np.array(SKY, np.float32) + np.linspace(-20, 20, size, dtype=np.float32)[:, None, None]
+    image = np.where(scene.sky[..., None], sky, _paint_ground(rng, scene.ground, size))
+    for thing in scene.things:
+        patch = image[_window(thing)]
+        x, y = _local(thing, size)
+        distance = thing.radius * signed_distance(thing.shape, x, y)[..., None]
+        surface = _paint_thing(thing, x * thing.radius * 96 / size, y * thing.radius * 96 / size)
+        surface = surface * np.where(distance > -1, 0.6, 1.02 - 0.1 * y[..., None])  # an outline, or shading
+        patch += np.clip(0.5 - distance, 0, 1) * (surface - patch)
+    image = image * rng.uniform(0.92, 1.08) + 4 * rng.standard_normal(image.shape, np.float32)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _paint_ground(rng: np.random.Generator, ground: str, size: int) -> np.ndarray:
+    """float32[S, S, 3]: blades of grass, grains of sand or waves on water."""
+    if ground == "grass":
+        pattern = 9 * rng.standard_normal((size // 3 + 1, size)).repeat(3, axis=0)[:size]
+    elif ground == "sand":
+        pattern = 8 * rng.standard_normal((size, size))
+    else:
+        y, x = np.mgrid[:size, :size]
+        pattern = 9 * np.sin(y + 2 * np.sin(x / 7) + rng.uniform(0, 6))
+    return (np.array(GROUNDS[ground]) + pattern[..., None]).astype(np.float32)
+
+
+def _paint_thing(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """float[h, w, 3]: the colour, with dark stripes or light dots; x, y in pixels of a 96 x 96 image."""
+    colour = np.broadcast_to(np.array(COLOURS[thing.colour], float), (*x.shape, 3))
+    if thing.texture == "striped":
+        return np.where((np.sin(2 * np.pi * x / 4.5) > 0)[..., None], 0.4 * colour, colour)
+    if thing.texture == "dotted":
+        dots = np.cos(2 * np.pi * x / 5) + np.cos(2 * np.pi * y / 5) > 0.7
+        return np.where(dots[..., None], 217 + 0.15 * colour, colour)
+    return colour
+
+
+# ---------------------------------------------------------------- words
+
+_ORDER = ("size", "colour", "texture", "shape")
+_ATTRIBUTES = [names for n in range(5) for names in combinations(_ORDER, n)]
+_SUPERLATIVES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
+_RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+KINDS = ("attribute", "relation", "superlative")
+
+
+def phrase(thing: Thing, names: tuple[str, ...] = _ORDER) -> str:
+    """The thing by some of its attributes: "small red ring", or "small red shape" without "shape"."""
+    words = [getattr(thing, name) for name in names]
+    return " ".join(words if "shape" in names else [*words, "shape"])
+
+
+def fits(scene: Scene) -> dict[str, list[Thing]]:
+    """Every phrase that fits something in the scene, and all the things that it fits; short phrases first."""
+    found: dict[str, list[Thing]] = {}
+    for names in _ATTRIBUTES:
+        for thing in scene.things:
+            found.setdefault(phrase(thing, names), []).append(thing)
+    return found
+
+
+def _holds(thing: Thing, relation: str, other: Thing, margin: float) -> bool:
+    axis, sign = _RELATIONS[relation]
+    return sign * (thing.centre[axis] - other.centre[axis]) > margin
+
+
+def _superlative(things: list[Thing], word: str, margin: float) -> Thing | None:
+    """The thing that the word picks out, unless it is a close call."""
+    if word in ("largest", "smallest"):
+        first, second = sorted(things, key=lambda t: t.area, reverse=word == "largest")[:2]
+        clear = max(first.area, second.area) >= 1.25 * min(first.area, second.area)
+    else:
+        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "lowest": (1, -1)}[word]
+        first, second = sorted(things, key=lambda t: sign * t.centre[axis])[:2]
+        clear = sign * (second.centre[axis] - first.centre[axis]) > margin
+    return first if clear else None
+
+
+def expressions(scene: Scene) -> list[dict[str, list[str]]]:
+    """All expressions that fit one thing and no other, for each thing of a scene, by kind.
+
+    "attribute": its own looks suffice. "relation", "superlative": its looks fit other things, too.
+    """
+    margin = MARGIN * len(scene.ids)
+    found: list[dict[str, list[str]]] = [{kind: [] for kind in KINDS} for _ in scene.things]
+    number = {id(thing): i for i, thing in enumerate(scene.things)}
+    fitting = fits(scene)
+    landmarks: dict[int, str] = {}  # the shortest phrase for a thing, where it is the only one that fits
+    for words, things in fitting.items():
+        if len(things) == 1:
+            found[number[id(things[0])]]["attribute"].append(f"the {words}")
+            landmarks.setdefault(number[id(things[0])], words)
+            continue
+        if not words.startswith(tuple(SIZES)):
+            for word in _SUPERLATIVES:
+                best = _superlative(things, word, margin)
+                if best is not None:
+                    found[number[id(best)]]["superlative"].append(f"the {word} {words}")
+    for words, things in fitting.items():
+        for i, landmark in landmarks.items():
+            anchor = scene.things[i]
+            rivals = [thing for thing in things if thing is not anchor]
+            if len(rivals) < 2:
+                continue
+            for relation in _RELATIONS:
+                there = [thing for thing in rivals if _holds(thing, relation, anchor, margin)]
+                elsewhere = [thing for thing in rivals if _holds(anchor, relation, thing, margin)]
+                if len(there) == 1 and len(elsewhere) == len(rivals) - 1:
+                    sentence = f"the {words} {relation} the {landmark}"
+                    found[number[id(there[0])]]["relation"].append(sentence)
+    return found
+
+
+def _plural(words: str) -> str:
+    return words + ("es" if words.endswith("s") else "s")
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _listing(parts: list[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def _pick(rng: np.random.Generator, options: Any) -> Any:
+    return options[rng.integers(len(options))]
+
+
+CAPTION_PROMPTS = ("Describe the image.", "What is in this picture?", "Give a caption.", "What do you see?")
+_CAPTIONS = (
+    "{things} on {ground} under the sky",
+    "on the {ground} there are {things}",
+    "a picture of {things}",
+    "{count} shapes: {things}",
+)
+
+
+def caption(scene: Scene) -> tuple[str, str]:
+    """A request and a description of the scene, things from left to right, equal ones together."""
+    rng = _generator(scene.key, "caption")
+    names = _pick(rng, [names for names in _ATTRIBUTES if "shape" in names])
+    things = sorted(scene.things, key=lambda thing: thing.centre[0])
+    counts = Counter(phrase(thing, names) for thing in things)
+    parts = [_article(words) if n == 1 else f"{_NUMBERS[n]} {_plural(words)}" for words, n in counts.items()]
+    text = _pick(rng, _CAPTIONS).format(things=_listing(parts), ground=scene.ground, count=_NUMBERS[len(things)])
+    return _pick(rng, CAPTION_PROMPTS), text
+
+
+def questions(scene: Scene) -> list[tuple[str, str]]:
+    """Questions about a scene with answers of one word, one of each sort, in random order."""
+    rng = _generator(scene.key, "chat")
+    fitting = fits(scene)
+    alone = {words: things[0] for words, things in fitting.items() if len(things) == 1}
+    stranger = _stranger(rng, fitting)
+    by_count = {0: [stranger]}
+    for words, things in fitting.items():
+        by_count.setdefault(len(things), []).append(words)
+    count = _pick(rng, list(by_count))  # first the number, or most answers would be "1"
+    pairs = [
+        (f"How many {_plural(_pick(rng, by_count[count]))} are there?", str(count)),
+        ("What is the ground?", scene.ground),
+    ]
+    yes = rng.random() < 0.5
+    asked = _pick(rng, list(fitting)[1:]) if yes else stranger  # the first is "shape", which always fits
+    pairs.append((f"Is there {_article(asked)}?", "yes" if yes else "no"))
+    sorts = (
+        ("What colour is the {}?", "colour", tuple(COLOURS)),
+        ("Is the {} plain, striped or dotted?", "texture", TEXTURES),
+        ("What is the {}?", "shape", SHAPES),
+    )
+    for question, name, values in sorts:
+        hidden = [words for words in alone if not set(words.split()) & set(values)]
+        if hidden:
+            words = _pick(rng, hidden)
+            pairs.append((question.format(words), getattr(alone[words], name)))
+    pairs += _relation_question(rng, scene, alone)
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
+def _stranger(rng: np.random.Generator, fitting: dict[str, list[Thing]]) -> str:
+    """A phrase that fits nothing in the scene."""
+    while True:
+        shape, colour, texture, size = (_pick(rng, list(a)) for a in (SHAPES, COLOURS, TEXTURES, SIZES))
+        words = phrase(Thing(shape, colour, texture, size, (0, 0), 0, 0), _pick(rng, _ATTRIBUTES[1:]))
+        if words not in fitting:
+            return words
+
+
+def _relation_question(rng: np.random.Generator, scene: Scene, alone: dict[str, Thing]) -> list[tuple[str, str]]:
+    if not alone:
+        return []
+    first, second = _pick(rng, list(alone)), _pick(rng, list(alone))
+    relation, margin = _pick(rng, list(_RELATIONS)), MARGIN * len(scene.ids)
+    yes, no = (_holds(alone[a], relation, alone[b], margin) for a, b in ((first, second), (second, first)))
+    return [(f"Is the {first} {relation} the {second}?", "yes" if yes else "no")] if yes or no else []
+
+
+# ---------------------------------------------------------------- files
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 0, size: int = 96) -> None:
+    """Write the world under `root` in the formats of COCO panoptic, COCO instances, RefCOCO and LLaVA.
+
+    Nothing is done when it is there already with the same arguments; an interrupted run is started over.
+    """
+    root = Path(root)
+    stamp = root / "prepared.json"
+    arguments = json.dumps({"version": 1, "train": train, "val": val, "seed": seed, "size": size})
+    if stamp.exists() and stamp.read_text() == arguments:
+        return
+    stamp.unlink(missing_ok=True)
+    refs: list[dict[str, Any]] = []
+    refer_images: list[dict[str, Any]] = []
+    refer_annotations: list[dict[str, Any]] = []
+    for split, count in (("train", train), ("val", val)):
+        images, annotations = _write_split(root, split, count, seed, size, refs)
+        refer_images += [image | {"file_name": f"{split}/{image['file_name']}"} for image in images]
+        refer_annotations += annotations
+    things = _coco(refer_images, refer_annotations, list(SHAPES))
+    _write_json(root / "refer/instances.json", things)
+    (root / "refer/refs(shapes).p").write_bytes(pickle.dumps(refs, protocol=2))
+    stamp.write_text(arguments)
+
+
+def _coco(images: list[Any], annotations: list[Any], names: list[str]) -> dict[str, Any]:
+    categories = [
+        {
+            "id": CATEGORIES[name],
+            "name": name,
+            "isthing": int(name in SHAPES),
+            "supercategory": "shape" if name in SHAPES else "background",
+        }
+        for name in names
+    ]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _write_split(
+    root: Path, split: str, count: int, seed: int, size: int, refs: list[dict[str, Any]]
+) -> tuple[list[Any], list[Any]]:
+    """Write one split and append its referred things to `refs`; returns images and instance annotations."""
+    for folder in (split, f"panoptic_{split}"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    images, panoptic, instances, captions, chats = [], [], [], [], []
+    for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
+        scene = compose(seed, split, index, size)
+        image_id = SPLITS[split] * 1_000_000 + index + 1
+        name = f"{image_id:07d}"
+        Image.fromarray(render(scene)).save(root / split / f"{name}.jpg", quality=95, subsampling=0)
+        segments, ids = _panoptic_segments(scene)
+        write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids)
+        images.append({"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size})
+        panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
+        annotations = _instance_annotations(scene, image_id)
+        instances += annotations
+        refs += _refs(scene, annotations, split)
+        record = {"id": f"{split}-{name}", "image": f"{split}/{name}.jpg"}
+        captions.append(record | {"conversations": _llava([caption(scene)])})
+        chats.append(record | {"conversations": _llava(questions(scene)[:3])})
+    names = list(CATEGORIES)
+    _write_json(root / f"annotations/panoptic_{split}.json", _coco(images, panoptic, names))
+    _write_json(root / f"annotations/instances_{split}.json", _coco(images, instances, list(SHAPES)))
+    _write_json(root / f"captions/{split}.json", captions)
+    _write_json(root / f"conversations/{split}.json", chats)
+    return images, instances
+
+
+def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    texts = [text for turn in turns for text in turn]
+    texts[0] = "<image>\n" + texts[0]
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def _panoptic_segments(scene: Scene) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """COCO's segments_info and the map of its ids, int64[S, S]; the ids use all three bytes of the PNG."""
+    names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
+    ids = 1 + 1_234_567 * np.arange(len(names))
+    segments = []
+    for number, name in enumerate(names):
+        mask = scene.ids == number
+        x0, y0, x1, y1 = mask_box(mask)
+        segments.append(
+            {
+                "id": int(ids[number]),
+                "category_id": CATEGORIES[name],
+                "area": int(mask.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+            }
+        )
+    return segments, ids[scene.ids]
+
+
+def _instance_annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
+    """COCO's annotations of the things; `attributes` is an extra key that says what each looks like."""
+    annotations = []
+    for number, thing in enumerate(scene.things):
+        mask = scene.ids == number
+        x0, y0, x1, y1 = mask_box(mask)
+        annotations.append(
+            {
+                "id": image_id * 10 + number,
+                "image_id": image_id,
+                "category_id": CATEGORIES[thing.shape],
+                "segmentation": encode_rle(mask),
+                "area": thing.area,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "attributes": {"colour": thing.colour, "texture": thing.texture, "size": thing.size},
+            }
+        )
+    return annotations
+
+
+def _refs(scene: Scene, annotations: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """RefCOCO's refs: one to three sentences of one `kind` (an extra key) for each thing that has any."""
+    rng = _generator(scene.key, "refer")
+    refs = []
+    for annotation, found in zip(annotations, expressions(scene), strict=True):
+        first = (0, 0, 1, 2)[rng.integers(4)]  # attributes half of the time
+        kind = next((k for k in KINDS[first:] + KINDS[:first] if found[k]), "")
+        if not kind:
+            continue
+        chosen = rng.permutation(found[kind])[: rng.integers(1, 4)].tolist()
+        sentences = [
+            {"sent_id": annotation["id"] * 10 + i, "sent": text, "raw": text, "tokens": text.split()}
+            for i, text in enumerate(chosen)
+        ]
+        keys = {key: annotation[key] for key in ("image_id", "category_id")}
+        refs.append(
+            keys
+            | {"ref_id": annotation["id"], "ann_id": annotation["id"], "split": split, "kind": kind}
+            | {"sentences": sentences, "sent_ids": [sentence["sent_id"] for sentence in sentences]}
+        )
+    return refs
+
+
+# ---------------------------------------------------------------- language
+
+SPECIAL_TOKENS = (
+    *("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"),
+)
+SEGMENTATION_TOKENS = ("<SEG>", "<p>", "</p>")
+_WORDINGS = (  # everyday language of requests and answers, so that it is cheap to encode
+    "Please segment the {0} in this image. Sure, the segmentation result is here.",
+    "Can you find the {0}? Please output its segmentation mask. Sure, it is this one.",
+    "Could you identify the following categories: {1}? Please respond with the segmentation masks.",
+    "Describe the picture briefly, with the masks of the phrases in your answer. The image shows {1}.",
+    "Where is the {0}? Explain why and highlight it. It is the one that is not striped.",
+    "Which region belongs to the {0}? Here are all objects of the same category as the marked region.",
+    "Segment every object like the ones marked by a point, scribble, box or mask. Here are the results.",
+    "Nothing in the photo fits this sentence, so the answer is empty. Think about which thing would roll.",
+    "I want to see what is on the left, on the right, at the top or at the bottom. Yes. No.",
+)
+
+
+def corpus(scenes: int = 1000) -> Iterator[str]:
+    """The world's language without its pictures: names, phrases, captions, questions, answers, requests."""
+    yield from CATEGORIES
+    for index in range(scenes):
+        scene = compose(0, "corpus", index)
+        names = [thing.shape for thing in scene.things]
+        yield from ("sky", scene.ground, " ".join(caption(scene)))
+        yield _WORDINGS[index % len(_WORDINGS)].format(phrase(scene.things[0]), ", ".join(names))
+        for question, answer in questions(scene):
+            yield question
+            yield answer
+        for found in expressions(scene):
+            for sentences in found.values():
+                yield from sentences[index % 3 :: 3][:3]
+        for words in list(fits(scene))[index % 3 :: 3]:
+            yield from (words, words.split()[0])
+
+
+def train_tokenizer(root: str | Path, size: int = 640) -> None:
+    """Train a byte-level BPE of `size` entries on the corpus and save it as a transformers folder.
+
+    Special tokens come first, with `<unk>` as padding at 0, and the three of segmentation last. Any text
+    encodes without `<unk>`, and decodes to what it was.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(SEGMENTATION_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens(list(SEGMENTATION_TOKENS))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(root)

@@ -1,0 +1,67 @@
+"""IoU of one mask per expression: referring, generalised referring, reasoning, interactive segmentation."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..structures import UserError
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+NOTHING_IGNORED = np.zeros((0, 0), bool)
+
+
+@dataclass
+class ReferringIoU:
+    """cIoU, gIoU, N_acc, T_acc and Pr@X in percent; an empty mask means "no target" or "nothing predicted".
+
+    cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more;
+    gIoU is the mean of the samples' IoU, 1 where both masks are empty. There is no epsilon. The names and
+    the no-target rules are those of gRefCOCO (arXiv 2306.00968).
+    """
+
+    totals: np.ndarray = field(init=False)  # float64[7 + 5], the sums over samples of what `_measure` returns
+
+    def __post_init__(self) -> None:
+        self.totals = np.zeros(7 + len(THRESHOLDS))
+
+    def update(self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED) -> None:
+        """Count one sample: masks bool[H, W]; pixels in `ignore` (may be empty) count in neither.
+
+        Raises UserError if the sizes differ.
+        """
+        for other in (pred, ignore) if ignore.size else (pred,):
+            if other.shape != gt.shape:
+                raise UserError(f"a mask is {other.shape}, the ground truth {gt.shape}; sizes must be equal")
+        if ignore.size:
+            pred, gt = pred & ~ignore, gt & ~ignore
+        self.totals += _measure(pred, gt)
+
+    def merge(self, other: "ReferringIoU") -> None:
+        """Add what another process counted."""
+        self.totals += other.totals
+
+    def compute(self) -> dict[str, float | None]:
+        """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over the
+        samples with a target, `N_acc` (nothing predicted) over the rest; None where there are none, cIoU
+        also without a single pixel in any mask.
+        """
+        samples, targets, inter, union, iou, found, refused, *precise = self.totals.tolist()
+        return {
+            "cIoU": _percent(inter, union),
+            "gIoU": _percent(iou, samples),
+            "N_acc": _percent(refused, samples - targets),
+            "T_acc": _percent(found, targets),
+        } | {f"Pr@{x}": _percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}
+
+
+def _measure(pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
+    """One sample's part: 1, has a target, intersection, union, IoU, target found, absence seen, Pr@X."""
+    inter, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)
+    target, predicted = bool(gt.any()), bool(pred.any())
+    iou = inter / union if union else 1.0
+    precise = [target and iou >= x for x in THRESHOLDS]
+    return np.array([1, target, inter, union, iou, target and predicted, not target and not predicted, *precise])
+
+
+def _percent(part: float, whole: float) -> float | None:
+    return 100 * part / whole if whole else None

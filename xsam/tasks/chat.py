@@ -1,0 +1,47 @@
+"""Chat: conversations about an image, or without one. Text only; scored by exact matching where answers are short."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.conversations import Conversations
+from ..metrics.choice import ExactMatch
+from ..structures import ItemOutput, Prediction, Sample
+from .base import Task
+
+
+class Chat(Task):
+    """A LLaVA-style file of conversations. Evaluation asks the first question of each and compares the answer.
+
+    Args:
+        conversations: the JSON file.
+        images: folder the records' image paths start from.
+    """
+
+    name = "chat"
+    generates = True
+
+    def __init__(self, *, conversations: str, images: str, train: bool = False, max_new_tokens: int = 32) -> None:
+        self.data = Conversations(conversations, images)
+        self.train, self.max_new_tokens = train, max_new_tokens
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def id(self, index: int) -> str:
+        return self.data[index].id
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.data[index]
+        turns = record.turns if self.train else record.turns[:1]
+        return Sample(id=record.id, image=record.image, turns=turns)
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        return Prediction(id=sample.id, text=text, failed=not text)
+
+    def metric(self) -> ExactMatch:
+        return ExactMatch()
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        metric.update(prediction.text, sample.turns[0].answer)

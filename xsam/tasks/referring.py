@@ -1,0 +1,114 @@
+"""Referring segmentation: one expression, the one thing it means."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.masks import decode_rle, encode_rle, pack
+from ..data.mixture import key
+from ..data.postprocess import best_mask
+from ..data.refer import RefCoco
+from ..metrics.iou import ReferringIoU
+from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
+from .base import Task, choose
+
+QUESTIONS = (
+    "Can you segment {phrase} in this image?",
+    "Where is {phrase}? Show me its mask.",
+    "Please find and outline {phrase}.",
+    "Highlight {phrase}.",
+)
+ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
+
+
+class ReferringSegmentation(Task):
+    """One split of a RefCOCO-style dataset.
+
+    Training: a sample is an image, its objects are turns in random order, each named by one of its sentences; the
+    phrases of all turns (and of the other images of the contrast group) are the candidates. Evaluation: a sample is
+    one sentence.
+
+    Args:
+        refs, instances, images: `refs(...).p`, `instances.json`, the folder of images.
+        split: "train", "val", "testA", ...
+        kinds: evaluate only sentences of these kinds, where the file says a kind (the embedded world does).
+        max_turns: most objects of an image in one training sample.
+    """
+
+    name = "referring"
+
+    def __init__(
+        self, *, refs: str, instances: str, images: str, split: str, train: bool = False, kinds: Sequence[str] = (),
+        max_turns: int = 5, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+    ) -> None:  # fmt: skip
+        self.data = RefCoco(refs, instances, images, split)
+        self.train, self.max_turns = train, max_turns
+        self.questions, self.answers = questions, answers
+        wanted = [
+            [j for j, kind in enumerate(o.kinds) if not kinds or kind in kinds]
+            for o in map(self.data.__getitem__, range(len(self.data)))
+        ]
+        self.rows: list[tuple[int, ...]]  # the objects of an image, or (object, sentence)
+        if train:
+            self.rows = [members for members in self.data.by_image if any(wanted[i] for i in members)]
+        else:
+            self.rows = [(i, j) for i, sentences in enumerate(wanted) for j in sentences]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def id(self, index: int) -> str:
+        first = self.data[self.rows[index][0]]
+        return first.image_id if self.train else f"{first.instance.id}-{self.rows[index][1]}"
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        if self.train:
+            chosen = rng.permutation(self.rows[index])[: self.max_turns]
+            pairs = [(int(i), choose(self.data[i].sentences, rng)) for i in chosen]
+            pairs = list({phrase: (i, phrase) for i, phrase in pairs}.values())  # one phrase cannot mean two things
+        else:
+            i, sentence = self.rows[index]
+            pairs = [(i, self.data[i].sentences[sentence])]
+        turns = []
+        for number, (_, phrase) in enumerate(pairs):
+            question = choose(self.questions, rng) if self.train else self.questions[0]
+            answer = choose(self.answers, rng) if self.train else self.answers[0]
+            image = "" if number else "<image>\n"
+            turns.append(Turn(image + question.format(phrase=f"<p>{phrase}</p>"), answer))
+        return Sample(
+            id=self.id(index),
+            image=self.data[pairs[0][0]].image,
+            turns=tuple(turns),
+            masks=pack(np.stack([self.data[i].mask() for i, _ in pairs])),
+            labels=np.arange(len(pairs)),
+            mask_segs=np.arange(len(pairs)),
+            shared_candidates=True,
+        )
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        if len(outputs) != 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        mask, score = best_mask(outputs[0])
+        return Prediction(id=sample.id, text=text, segments=(Segment(encode_rle(mask.cpu().numpy()), "", score),))
+
+    def metric(self) -> ReferringIoU:
+        return ReferringIoU()
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        truth = sample.masks.ids[0] == 0
+        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
+        metric.update(np.any(found, axis=0) if found else np.zeros_like(truth), truth)
+
+    def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
+        """Three ways to answer without reading the expression: the whole image, the largest object, any object."""
+        metrics = {name: ReferringIoU() for name in ("whole image", "largest thing", "random thing")}
+        all_things = self.data.masks_by_image()
+        for index in indices:
+            referred = self.data[self.rows[index][0]]
+            truth, things = referred.mask(), all_things[referred.image_id]
+            rng = np.random.default_rng(key("blind", self.id(index)))
+            guesses = (np.ones_like(truth), max(things, key=np.sum), things[int(rng.integers(len(things)))])
+            for metric, guess in zip(metrics.values(), guesses, strict=True):
+                metric.update(guess, truth)
+        return {name: metric.compute() for name, metric in metrics.items()}

@@ -1,7 +1,20 @@
-"""Shared by all tests: xsam first (it makes torchvision importable), one thread per process."""
+"""Shared by all tests: xsam first (it makes torchvision importable), one thread, and a small embedded world."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 import xsam  # noqa: F401
+from xsam.data.shapes import prepare, train_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads stall on a busy two-core machine
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded world with a few images, and its tokenizer in `base/`."""
+    root = tmp_path_factory.mktemp("shapes")
+    prepare(root, train=24, val=8)
+    train_tokenizer(root / "base")
+    return root

@@ -13,7 +13,7 @@ from ..data.masks import decode_rle, encode_rle, from_label_map
 from ..data.postprocess import instances, panoptic, semantic
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
-from ..metrics.semantic import SemanticIoU
+from ..metrics.semantic import NOTHING, SemanticIoU
 from ..structures import ItemOutput, Prediction, Sample, Segment, Turn, UserError
 from .base import Task, choose
 
@@ -145,7 +145,7 @@ class GenericSegmentation(Task):
         expected = np.full(truth.shape, 255)
         for s in segments:
             expected[truth == s.id] = column[s.category_id]
-        lut: np.ndarray = np.array([len(self.categories)] + [column[segment.label] for segment in prediction.segments])
+        lut: np.ndarray = np.array([NOTHING, *(column[segment.label] for segment in prediction.segments)])
         metric.update(lut[painted], expected)
 
     def _true_instances(self, sample: Sample) -> list[dict[str, Any]]:

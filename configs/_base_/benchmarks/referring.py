@@ -1,0 +1,20 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: eight splits. `published`: cIoU of X-SAM, arXiv 2508.04655."""
+
+from xsam.tasks.referring import ReferringSegmentation
+
+benchmarks = {
+    f"{name}_{split}": dict(
+        type=ReferringSegmentation,
+        refs=f"data/refer/{name}/refs({by}).p",
+        instances=f"data/refer/{name}/instances.json",
+        images="data/coco/train2014",
+        split=split,
+        published=dict(cIoU=ciou),
+    )
+    for name, by, splits in (
+        ("refcoco", "unc", dict(val=85.1, testA=87.1, testB=83.4)),
+        ("refcoco+", "unc", dict(val=78.0, testA=81.0, testB=74.4)),
+        ("refcocog", "umd", dict(val=83.8, test=83.9)),
+    )
+    for split, ciou in splits.items()
+}

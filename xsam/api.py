@@ -1,0 +1,149 @@
+"""The public door: a trained folder in, words and clicks in, masks and text out.
+
+predictor = Predictor.from_pretrained("runs/shapes/stage3")
+result = predictor.refer("picture.png", "the small green ring")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import config as configs
+from .checkpoints.loading import load_weights
+from .data.collate import collate, uncollate
+from .data.images import read_image
+from .data.masks import mask_box
+from .data.mixture import key
+from .data.postprocess import best_mask, instances, panoptic, semantic
+from .data.prompt import Processor
+from .models.xsam import XSam
+from .structures import ItemOutput, Sample, Turn, UserError
+from .tasks import generic, referring
+
+RANDOM = "random"  # a checkpoint's name when random weights are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One mask and what it is."""
+
+    mask: np.ndarray  # bool[H, W]
+    label: str
+    score: float
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) in pixels, maximum exclusive."""
+        return mask_box(self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one question about one image."""
+
+    image: np.ndarray  # uint8[H, W, 3]
+    question: str
+    text: str
+    found: tuple[Found, ...] = ()
+
+
+def load(
+    checkpoint: str, config_path: str = "", overrides: Sequence[str] = (), device: str = ""
+) -> tuple[XSam, Processor, dict[str, Any]]:
+    """Build and load a model, its processor and its config.
+
+    Args:
+        checkpoint: a run folder or another file of weights; "random" asks for random weights.
+        config_path: the config to build; by default the one stored in the checkpoint's folder.
+        overrides: `a.b=value` changes of the config.
+
+    Raises:
+        UserError: no config, no weights, or weights that do not fit the model.
+    """
+    if checkpoint != RANDOM and not Path(checkpoint).exists():
+        raise UserError(f"checkpoint {checkpoint}: no such file or folder; give a run folder of `xsam train`")
+    if not config_path and (checkpoint == RANDOM or not (Path(checkpoint) / "config.json").is_file()):
+        raise UserError(f"checkpoint {checkpoint} holds no config.json; give the config of the model as well")
+    config = configs.load(config_path or checkpoint, overrides)
+    model: XSam = configs.build(config["model"])
+    if checkpoint != RANDOM:
+        print(load_weights(model, [checkpoint]))
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(chosen).eval(), configs.build(config["processor"]), config
+
+
+class Predictor:
+    """A model that answers questions about images."""
+
+    def __init__(self, model: XSam, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, device: str = "") -> "Predictor":
+        """From a run folder (weights, config, tokenizer)."""
+        model, processor, _ = load(checkpoint, device=device)
+        return cls(model, processor)
+
+    def segment(
+        self,
+        image: str | Path,
+        things: Sequence[str],
+        stuff: Sequence[str] = (),
+        kind: str = "panoptic",
+        score: float = 0.5,
+    ) -> Result:
+        """Every thing and all stuff of the named categories: "panoptic", "instance" or "semantic".
+
+        Args:
+            score: least class probability of what is returned.
+        """
+        names = [*things, *stuff]
+        question = generic.QUESTIONS[0].format(categories=", ".join(f"<p>{name}</p>" for name in names))
+        (output,) = self._forced(image, question, generic.ANSWERS[0])
+        if output.class_logits.shape[1] != len(names) + 1:
+            raise UserError(
+                f"the model knows a closed set of {output.class_logits.shape[1] - 1} classes, {len(names)} were named"
+            )
+        rows: list[tuple[np.ndarray, int, float]]
+        if kind == "semantic":
+            labels = semantic(output).cpu().numpy()
+            rows = [(labels == column, int(column), 1.0) for column in np.unique(labels)]
+        elif kind == "instance":
+            masks, columns, scores, _ = instances(output, score=score)
+            found = zip(masks.cpu().numpy(), columns.tolist(), scores.tolist(), strict=True)
+            rows = [row for row in found if row[1] < len(things)]
+        else:
+            ids, segments = panoptic(output, stuff=range(len(things), len(names)), score=score)
+            painted = ids.cpu().numpy()
+            rows = [(painted == number, column, confidence) for number, column, confidence in segments]
+        return Result(read_image(image), question, "", tuple(Found(m, names[c], s) for m, c, s in rows))
+
+    def refer(self, image: str | Path, phrase: str) -> Result:
+        """The one thing an expression means."""
+        question = referring.QUESTIONS[0].format(phrase=f"<p>{phrase}</p>")
+        (output,) = self._forced(image, question, referring.ANSWERS[0])
+        mask, score = best_mask(output)
+        return Result(read_image(image), phrase, "", (Found(mask.cpu().numpy(), phrase, score),))
+
+    @torch.no_grad()
+    def chat(self, image: str | Path, question: str, max_new_tokens: int = 128) -> Result:
+        """A free answer in words."""
+        sample = Sample(id="", image=str(image), turns=(Turn(f"<image>\n{question}", ""),))
+        batch = collate([self.processor.prompt(sample, 0)]).to(self._device)
+        (answer,) = self.model.generate(batch, max_new_tokens, self.processor.stop_ids)
+        return Result(read_image(image), question, self.processor.text(answer))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def _forced(self, image: str | Path, question: str, answer: str) -> list[ItemOutput]:
+        turns = (Turn(f"<image>\n{question}", answer),) if self.model.llm is not None else ()
+        encoded = self.processor(Sample(id="", image=str(image), turns=turns), key("predict"))
+        batch = collate([encoded]).to(self._device)
+        return uncollate(self.model(batch), batch, [encoded])[0]

@@ -1,0 +1,145 @@
+"""A training stage as data: what is frozen, what learns how fast, and for how long."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..structures import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """`config["stage"]`, checked. Patterns are `fnmatch` patterns on dotted module or parameter names."""
+
+    name: str
+    init_from: Sequence[str] = ()  # run folders or checkpoints that the weights come from; later ones override
+    new: Sequence[str] = ()  # patterns of what none of them has, and starts at random
+    frozen: Sequence[str] = ()
+    lr: float
+    lr_scale: Mapping[str, float] = field(default_factory=dict)  # pattern -> factor; the last match counts
+    weight_decay: float = 0.05
+    betas: Sequence[float] = (0.9, 0.999)
+    clip: float = 1.0  # largest norm of the gradient, 0 = any
+    schedule: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cosine"})  # arguments of optim.schedule
+    epochs: float = 1
+    steps: int = 0  # optimizer steps; 0 = as many as `epochs` take
+    batch_size: int = 64  # samples of one optimizer step, over all processes and micro-batches
+    micro_batch: int = 0  # samples of one process at a time; 0 = no accumulation
+    precision: str = "fp32"  # or "bf16": bf16 weights and activations, fp32 master weights
+    zero: int = 0  # ZeRO stage
+    offload: bool = False  # optimizer states in the memory of the host
+    checkpointing: Sequence[str] = ()  # modules that recompute their activations in the backward pass
+    workers: int = 4  # data-loading processes per training process
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 2000
+    keep: int = 2  # newest training states that stay on disk
+    next: str = ""  # config of the stage that follows
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Stage":
+        """Raises UserError for an unknown, missing or impossible value."""
+        known = {f.name for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if unknown := sorted(set(values) - known):
+            raise UserError(f"config key stage.{unknown[0]} is not known; there is: {', '.join(sorted(known))}")
+        if missing := sorted(required - set(values)):
+            raise UserError(f"config key stage.{missing[0]} is missing; add it to the config's stage")
+        stage = cls(**values)
+        if stage.precision not in ("fp32", "bf16"):
+            raise UserError(f"config key stage.precision: {stage.precision!r} is not known; give fp32 or bf16")
+        if stage.zero not in (0, 1, 2, 3):
+            raise UserError(f"config key stage.zero: {stage.zero!r} is not a ZeRO stage; give 0, 1, 2 or 3")
+        if stage.zero < 2 and (stage.precision == "bf16" or stage.offload):
+            raise UserError("config key stage.zero: bf16 and offload need ZeRO's fp32 weights; give 2 or 3")
+        return stage
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps or max(round(self.epochs * steps_per_epoch), 1)
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches of one process in one step; UserError if the batch does not split evenly."""
+        at_once = world_size * self.micro_batch if self.micro_batch else self.batch_size
+        if self.batch_size % world_size or self.batch_size % at_once:
+            multiple = world_size * max(self.micro_batch, 1)
+            raise UserError(
+                f"config key stage.batch_size: {self.batch_size} does not split into {world_size} processes"
+                f" with micro_batch={self.micro_batch}; give a multiple of {multiple}"
+            )
+        return self.batch_size // at_once
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Exclude every parameter at or below a matching name; a pattern without a match is an error."""
+    for pattern in patterns:
+        for parameter in _matching(model, pattern, "frozen").values():
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, lr_scale: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters, one per learning rate.
+
+    Weight decay holds for biases and norms too, as in the official training.
+    """
+    rates = _rates(model, lr, lr_scale)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(rates[name], []).append(parameter)
+    if not groups:
+        raise UserError("config key stage.frozen: nothing is left to train; remove a pattern")
+    return [{"params": parameters, "lr": rate, "weight_decay": weight_decay} for rate, parameters in groups.items()]
+
+
+def enable_checkpointing(model: nn.Module, names: Iterable[str]) -> None:
+    """Let the named modules recompute their activations: less memory for about a third more compute."""
+    modules = dict(model.named_modules())
+    able = sorted(name for name, module in modules.items() if hasattr(module, "gradient_checkpointing_enable"))
+    for name in names:
+        if name not in able:
+            raise UserError(f"config key stage.checkpointing: {name!r} cannot; these can: {', '.join(able)}")
+        modules[name].gradient_checkpointing_enable()
+
+
+def table(model: nn.Module, lr: float, lr_scale: Mapping[str, float]) -> str:
+    """What trains: a line per child of the model, its parameters, how many of them train, and how fast."""
+    rates = _rates(model, lr, lr_scale)
+    lines = [f"{'module':24}{'parameters':>12}{'trainable':>12}  lr"]
+    for child in [*dict.fromkeys(name.split(".")[0] for name in rates), ""]:
+        below = {n: p for n, p in model.named_parameters() if not child or n.split(".")[0] == child}
+        trainable = {n: p for n, p in below.items() if p.requires_grad}
+        speeds = ", ".join(f"{rate:g}" for rate in sorted({rates[name] for name in trainable})) or "-"
+        lines.append(f"{child or 'all':24}{_count(below):>12}{_count(trainable):>12}  {speeds}")
+    return "\n".join(lines)
+
+
+def _count(parameters: Mapping[str, nn.Parameter]) -> str:
+    count = sum(parameter.numel() for parameter in parameters.values())
+    return f"{count / 1e6:.2f} M" if count >= 1e4 else str(count)
+
+
+def _rates(model: nn.Module, lr: float, lr_scale: Mapping[str, float]) -> dict[str, float]:
+    rates = {name: lr for name, _ in model.named_parameters()}
+    for pattern, scale in lr_scale.items():
+        rates.update(dict.fromkeys(_matching(model, pattern, "lr_scale"), lr * scale))
+    return rates
+
+
+def _matching(model: nn.Module, pattern: str, key: str) -> dict[str, nn.Parameter]:
+    """Parameters whose own name, or the name of a module around them, matches."""
+    matching = {name: p for name, p in model.named_parameters() if any(fnmatchcase(n, pattern) for n in _path(name))}
+    if not matching:
+        children = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
+        raise UserError(f"config key stage.{key}: {pattern!r} matches nothing in the model; it has: {children}")
+    return matching
+
+
+def _path(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -159,6 +159,7 @@ class ModelOutput:
     mask_features: Tensor  # float[I, C, h, w]
     class_logits: Tensor  # float[L, D, Q, K + 1]; the last column is "none of these"; padding is very negative
     item_image: Tensor  # int64[D]
+    idle: Tensor  # float[], zero; ties the parts that this batch does not use into the graph when training
 
     def mask_logits(self, item: int) -> Tensor:
         """Mask logits of the final output of one item, float[Q, h, w] on the grid of the mask features."""

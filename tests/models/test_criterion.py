@@ -40,7 +40,7 @@ def output_of(seed: int, items: int, columns: int) -> ModelOutput:
     ]
     return ModelOutput(
         text_logits=torch.zeros(0, 5), text_targets=torch.zeros(0, dtype=torch.long), mask_embeds=leaf[0], mask_features=leaf[1],
-        class_logits=leaf[2], item_image=torch.arange(items),
+        class_logits=leaf[2], item_image=torch.arange(items), idle=torch.zeros(()),
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_a_batch_is_the_sum_of_its_parts():
         object.__setattr__(half.items, "keys", (i,))
         part = ModelOutput(
             text_logits=output.text_logits, text_targets=output.text_targets, mask_embeds=output.mask_embeds[:, i : i + 1],
-            mask_features=output.mask_features[i : i + 1], class_logits=output.class_logits[:, i : i + 1], item_image=torch.zeros(1, dtype=torch.long),
+            mask_features=output.mask_features[i : i + 1], class_logits=output.class_logits[:, i : i + 1], item_image=torch.zeros(1, dtype=torch.long), idle=output.idle,
         )  # fmt: skip
         for name, value in criterion(part, half, counts).items():
             apart[name] += value

@@ -128,6 +128,24 @@ def test_frozen_encoders_build_no_graph_and_every_part_learns(model):
     model.zero_grad()
 
 
+@pytest.mark.parametrize("rows", [[A, C], [B], [row("chat", [1, IMAGE_TOKEN, 50, 51, SEG], 4)]], ids=["masks", "text", "chat"])
+def test_every_training_step_gives_every_parameter_a_gradient(model, rows):
+    """ZeRO-3 needs the same graph on every rank, whatever a batch holds."""
+    batch, criterion = collate([replace(r, seg_ids=-np.ones_like(r.seg_ids)) if len(rows) == 1 else r for r in rows]), Criterion(64)
+    model.train()
+    output = model(batch)
+    losses = criterion(output, batch, criterion.count(batch, model.num_queries))
+    sum(losses.values()).backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+    if len(rows) == 1:
+        assert set(losses) == {"text"}
+        assert output.idle == 0
+        assert model.mask_decoder.query_features.grad.eq(0).all()
+    model.zero_grad()
+    model.eval()
+
+
 @torch.no_grad()
 def test_two_items_of_one_image_share_its_features(model):
     """A second <SEG> in the same row is a second item that reads the same image."""

@@ -72,7 +72,7 @@ class Criterion:
             counts: global counts; `self.count(batch, Q)` when this batch is all there is.
             draws: recorded points; drawn per item from `batch.items.keys` otherwise.
         """
-        losses = {"text": self.text_loss(output, counts)}
+        losses = {"text": self.text_loss(output, counts) + output.idle}
         if len(batch.items):
             losses |= {name: loss.sum() for name, loss in self.layer_losses(output, batch, counts, draws).items()}
         return losses
@@ -104,7 +104,8 @@ class Criterion:
             matches = self.matcher.assign(costs)
 
         classes = torch.full((L, D, Q), class_logits.shape[-1] - 1, device=embeds.device)
-        mask_sum, dice_sum = torch.zeros(2, L, device=embeds.device).unbind(0)
+        # Without any target the mask embeddings still belong to the graph, as on every other rank.
+        mask_sum = dice_sum = 0 * embeds.sum((1, 2, 3))
         start = 0
         for d, (match, target) in enumerate(zip(matches, items.targets, strict=True)):
             M = match.queries.shape[1]

@@ -65,7 +65,8 @@ def splice(
     rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
     # One gather from [text | image tokens | regions] builds the sequence; its index is scattered token by token.
     B, T = input_ids.shape
-    source = torch.cat([text.flatten(0, 1), image_tokens.flatten(0, 1).to(text.dtype), regions.to(text.dtype)])
+    features = [part.to(text.dtype) for part in (image_tokens.flatten(0, 1), regions) if len(part)]
+    source = torch.cat([text.flatten(0, 1), *features])
     index = torch.zeros((B, int(ends[:, -1].max()) if T else 0), dtype=torch.long, device=input_ids.device)
     index[rows[~is_image], positions[~is_image]] = torch.arange(B * T, device=index.device).view(B, T)[~is_image]
     index[rows[is_region], positions[is_region]] = (

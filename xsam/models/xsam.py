@@ -10,13 +10,13 @@ The model never sees a task name. Whatever a task needs (spans, regions, candida
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..structures import Batch, ModelOutput
+from ..structures import Batch, DecoderItems, ModelOutput
 from .language import Spliced, decode, splice, supervised_logits
 from .mask_decoder import MaskDecoder
 from .region_sampler import RegionSampler
@@ -77,6 +77,9 @@ class XSam(nn.Module):
             batch: see `structures.Batch`.
             features: the images' features when they are already known; else encoded from the batch.
         """
+        asked = len(batch.items)
+        if self.training:
+            batch = self._complete(batch)
         features = features or self.encode(batch)
         empty = features.mask_features.new_zeros
         text_logits, text_targets = empty(0, 0), batch.labels.new_zeros(0)
@@ -94,6 +97,9 @@ class XSam(nn.Module):
             states, mask_embeds = self.mask_decoder(features.levels, features.mask_features, items.image, seg_embeds)
             padded = torch.cat([spans, spans.new_zeros(1, C)])  # candidate -1 is the row of zeros
             class_logits = self.classifier(states, padded[items.candidates], items.candidates >= 0)
+        idle = empty(())
+        if self.training and not asked:
+            idle = 0 * (mask_embeds.sum() + class_logits.sum() + features.mask_features.sum())
         return ModelOutput(
             text_logits=text_logits,
             text_targets=text_targets,
@@ -101,7 +107,28 @@ class XSam(nn.Module):
             mask_features=features.mask_features,
             class_logits=class_logits,
             item_image=batch.items.image,
+            idle=idle,
         )
+
+    def _complete(self, batch: Batch) -> Batch:
+        """Add a black image to a batch without one, and an item to a batch without a `<SEG>`.
+
+        So every training step runs every part, on every rank: ZeRO-3 would otherwise wait for parameters that another
+        rank does not gather, or step with the gradients of the step before.
+        """
+        if not len(batch.seg_pixel_values):
+            side = self.seg_encoder.image_size
+            seen = self.vision_encoder.image_size if self.vision_encoder is not None else 0
+            batch = replace(
+                batch,
+                pixel_values=batch.pixel_values.new_zeros(1, 3, seen, seen),
+                seg_pixel_values=batch.seg_pixel_values.new_zeros(1, 3, side, side),
+                seg_sizes=batch.seg_sizes.new_full((1, 2), side),
+            )
+        if not len(batch.items) and self.mask_decoder is not None:
+            first = batch.image_index.new_zeros(1)
+            batch = replace(batch, items=DecoderItems(first, first, first - 1, first[:, None] - 1))
+        return batch
 
     def encode(self, batch: Batch) -> ImageFeatures:
         """Run the encoders, and of what follows them all that does not depend on the text."""

@@ -1,6 +1,7 @@
 """Every shipped config loads, its model builds, its stage parses, and its rows name what exists."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from xsam.engine.stages import Stage, freeze, parameter_groups
 from xsam.structures import UserError
 
 ROOT = Path(__file__).parents[1]
-STAGES = sorted([*ROOT.glob("configs/*.py"), *ROOT.glob("configs/shapes/*.py")])
+STAGES = sorted(path for folder in ("", "shapes/", "examples/") for path in ROOT.glob(f"configs/{folder}*.py"))
 PARAMETERS = {  # without the official files' dead tensors: SAM's neck, SigLIP's last layer, norm and head
     "xsam_tiny": 2_997_000,
     "xsam_phi3": 4_592_914_657,
@@ -44,6 +45,23 @@ def test_model_sizes(name):
     with torch.device("meta"):
         model = config.build(config.load(ROOT / f"configs/_base_/models/{name}.py")["model"])
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(PARAMETERS[name], rel=0.01)
+
+
+def test_qwen_takes_nothing_from_phi():
+    llm = config.load(ROOT / "configs/_base_/models/xsam_qwen3_4b.py")["model"]["llm"]
+    assert not {"sliding_window", "original_max_position_embeddings", "pad_token_id"} & llm.keys()
+
+
+@pytest.mark.parametrize("path", [p for p in STAGES if "qwen3" in p.name], ids=lambda p: p.stem)
+def test_a_variant_differs_in_the_language_model_only(path):
+    variant = config.load(path)
+    phi3 = config.load(path.with_name(re.sub(r"qwen3(_1_7b|_4b)?_", "phi3_" if "xsam" in path.name else "", path.name)))
+    assert variant["processor"]["template"].startswith("qwen3")
+    changed = {part for part in phi3["model"] if phi3["model"][part] != variant["model"][part]}
+    assert "llm" in changed
+    assert changed <= {"llm", "projector", "seg_projector", "phrase_projector"}
+    assert variant["mixture"] == phi3["mixture"]
+    assert variant["benchmarks"] == phi3["benchmarks"]
 
 
 def test_overrides():

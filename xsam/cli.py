@@ -38,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if distributed.is_main():
             print(f"xsam {options.verb}: {error}", file=sys.stderr)
         return 2
-    finally:
-        distributed.shutdown()
 
 
 def _is_override(word: str) -> bool:

@@ -10,6 +10,10 @@ unavailable and X-SAM does not call them.
 import os
 import sys
 
+# GNU OpenMP spins at every barrier. When another program holds one of two cores, a step of the tiny model then takes
+# up to ten times as long; with little spinning it does not. Read once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 _KEEP: list[torch.library.Library] = []  # a Library drops its schemas when it is garbage collected

@@ -28,11 +28,12 @@ stage = dict(
     weight_decay=0.05,
     clip=1.0,
     schedule=dict(kind="cosine", warmup=0.05),
-    steps=600,
+    steps=300,
     batch_size=8,
     precision="fp32",
     zero=0,
     workers=0,
     seed=0,
+    log_every=50,
     next="configs/shapes/stage2.py",
 )

@@ -23,11 +23,12 @@ stage = dict(
     weight_decay=0.0,
     clip=1.0,
     schedule=dict(kind="cosine", warmup=0.03),
-    steps=250,
+    steps=200,
     batch_size=16,
     precision="fp32",
     zero=0,
     workers=0,
     seed=0,
+    log_every=50,
     next="configs/shapes/stage3.py",
 )

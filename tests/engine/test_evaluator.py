@@ -26,11 +26,11 @@ def test_all_rows_both_protocols(setup, tmp_path):
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     paper = evaluator.evaluate(model, processor, rows, tmp_path / "paper", limit=4, batch_size=4)
     assert list(paper) == list(rows)
-    assert len(calls) == 1 + 3  # one pass serves the three generic rows; three referring rows; chat generates
+    assert len(calls) == 1 + 1  # one pass serves the three generic rows; one for referring; chat generates
     for row in paper.values():
         assert row["samples"] == row["scored"] == 4
-    assert paper["shapes_refer_attribute"]["failed"] == 0  # the answer is given
-    assert paper["shapes_refer_attribute"]["baselines"].keys() == {"whole image", "largest thing", "random thing"}
+    assert paper["shapes_refer"]["failed"] == 0  # the answer is given
+    assert paper["shapes_refer"]["baselines"].keys() == {"whole image", "largest thing", "random thing"}
     strict = evaluator.evaluate(model, processor, rows, tmp_path / "strict", protocol="strict", limit=4, batch_size=4)
     for name, row in strict.items():
         if "chat" not in name:  # random weights never write a <SEG>: all fail, and score zero, none is dropped
@@ -40,10 +40,10 @@ def test_all_rows_both_protocols(setup, tmp_path):
 
 def test_an_interrupted_evaluation_continues(setup, tmp_path):
     model, processor, rows = setup
-    rows = {"shapes_refer_attribute": rows["shapes_refer_attribute"]}
+    rows = {"shapes_refer": rows["shapes_refer"]}
     whole = evaluator.evaluate(model, processor, rows, tmp_path / "a", limit=6, batch_size=2)
     evaluator.evaluate(model, processor, rows, tmp_path / "b", limit=4, batch_size=2)
-    part = tmp_path / "b/predictions/shapes_refer_attribute/part-0.jsonl"
+    part = tmp_path / "b/predictions/shapes_refer/part-0.jsonl"
     text = part.read_text()
     part.write_text(text[: len(text) - 30])  # killed in the middle of the last line
     calls = []
@@ -56,7 +56,7 @@ def test_an_interrupted_evaluation_continues(setup, tmp_path):
 
 def test_batches_change_nothing(setup, tmp_path):
     model, processor, rows = setup
-    rows = {name: rows[name] for name in ("shapes_panoptic", "shapes_semantic", "shapes_refer_attribute")}
+    rows = {name: rows[name] for name in ("shapes_panoptic", "shapes_semantic", "shapes_refer")}
     one = evaluator.evaluate(model, processor, rows, tmp_path / "one", limit=5, batch_size=1)
     four = evaluator.evaluate(model, processor, rows, tmp_path / "four", limit=5, batch_size=4)
     for name in rows:
@@ -66,17 +66,17 @@ def test_batches_change_nothing(setup, tmp_path):
 
 def test_results_file(setup, tmp_path):
     model, processor, rows = setup
-    rows = {"shapes_refer_attribute": {**rows["shapes_refer_attribute"], "published": {"cIoU": 12.0}}}
+    rows = {"shapes_refer": {**rows["shapes_refer"], "published": {"cIoU": 12.0}}}
     done = evaluator.evaluate(model, processor, rows, tmp_path, limit=2)
     evaluator.write_results(tmp_path, done, config_path="c", checkpoint="random", protocol="paper", seconds=1.0)
     results = evaluator.read_results(tmp_path)
     assert results["schema"] == 1
     assert results["protocol"] == "paper"
-    row = results["benchmarks"]["shapes_refer_attribute"]
+    row = results["benchmarks"]["shapes_refer"]
     assert row["published"] == {"cIoU": 12.0}
     assert row["task"] == "referring"
     table = (tmp_path / "results.md").read_text()
-    assert f"| shapes_refer_attribute | cIoU | {row['metrics']['cIoU']:.1f} |" in table
+    assert f"| shapes_refer | cIoU | {row['metrics']['cIoU']:.1f} |" in table
     assert "whole image (blind)" in table
     both = evaluator.table({"ours": results, "again": results})
     assert "| benchmark | metric | ours | again |" in both
@@ -94,7 +94,7 @@ def test_unknown_benchmarks_and_results(setup, tmp_path):
 def test_answers_depend_on_the_sample_alone(setup):
     """The draws of an evaluation come from the sample's id: another order asks the same questions."""
     _, _, rows = setup
-    task = config.build(rows["shapes_refer_relation"])
+    task = config.build(rows["shapes_refer"])
     first = [task.sample(i, np.random.default_rng(evaluator.key("evaluate", task.id(i)))).turns for i in range(3)]
     again = [task.sample(i, np.random.default_rng(evaluator.key("evaluate", task.id(i)))).turns for i in (2, 1, 0)]
     assert first == again[::-1]

@@ -21,7 +21,9 @@ def alone(tmp_path_factory, world):
     config = tmp_path_factory.mktemp("config") / "config.json"
     from xsam import config as configs
 
-    loaded = configs.load("configs/shapes/stage3.py", [f"stage.steps={STEPS}", "stage.init_from=[]", "stage.log_every=1"])
+    loaded = configs.load(
+        "configs/shapes/stage3.py", [f"stage.steps={STEPS}", "stage.init_from=[]", "stage.log_every=1"]
+    )
     config.write_text(json.dumps(loaded).replace("data/shapes", str(world)))
     folder = tmp_path_factory.mktemp("one") / "run"
     assert main(["train", str(config), "--work-dir", str(folder)]) == 0
@@ -32,7 +34,15 @@ def alone(tmp_path_factory, world):
 def test_two_ranks_equal_one(alone, zero, tmp_path):
     config, expected = alone
     folder = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29600 + zero)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(29600 + zero),
+    ]
     command = [*launcher, "tools/train.py", str(config), f"stage.zero={zero}", "--work-dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=_one_thread())
     assert done.returncode == 0, done.stderr[-2000:]

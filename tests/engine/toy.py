@@ -50,6 +50,7 @@ class Toy(nn.Module):
             mask_features=hidden[..., None, None],
             class_logits=hidden.new_zeros(0),
             item_image=batch.items.image,
+            idle=hidden.new_zeros(()),
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from xsam.data.masks import decode_rle
-from xsam.metrics.iou import THRESHOLDS, ReferringIoU
+from xsam.metrics.iou import THRESHOLDS, ReferringIoU, ReferringIoUByKind
 from xsam.structures import UserError
 
 REFDATA = Path(__file__).parents[2] / "../shared/refdata"
@@ -117,3 +117,18 @@ def test_ignored_regions_of_reasonseg(name: str) -> None:
     assert values["cIoU"] == pytest.approx(100 * inter / union, rel=1e-9)
     for key, value in expected["xsam_official_formula"].items():
         assert values[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_kinds_are_scored_apart_and_together() -> None:
+    full, half, none = np.ones((2, 2), bool), np.array([[True, True], [False, False]]), np.zeros((2, 2), bool)
+    left, right = ReferringIoUByKind(), ReferringIoUByKind()
+    left.update(full, full, "easy")
+    right.update(half, full, "hard")
+    right.update(none, full, "hard")
+    right.update(full, full)
+    left.merge(right)
+    scores = left.compute()
+    assert scores["cIoU_easy"] == 100
+    assert scores["cIoU_hard"] == pytest.approx(100 * 2 / 8)
+    assert scores["cIoU"] == pytest.approx(100 * 10 / 16)
+    assert "cIoU_" not in scores

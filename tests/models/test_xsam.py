@@ -128,10 +128,15 @@ def test_frozen_encoders_build_no_graph_and_every_part_learns(model):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("rows", [[A, C], [B], [row("chat", [1, IMAGE_TOKEN, 50, 51, SEG], 4)]], ids=["masks", "text", "chat"])
+@pytest.mark.parametrize(
+    "rows", [[A, C], [B], [row("chat", [1, IMAGE_TOKEN, 50, 51, SEG], 4)]], ids=["masks", "text", "chat"]
+)
 def test_every_training_step_gives_every_parameter_a_gradient(model, rows):
     """ZeRO-3 needs the same graph on every rank, whatever a batch holds."""
-    batch, criterion = collate([replace(r, seg_ids=-np.ones_like(r.seg_ids)) if len(rows) == 1 else r for r in rows]), Criterion(64)
+    batch, criterion = (
+        collate([replace(r, seg_ids=-np.ones_like(r.seg_ids)) if len(rows) == 1 else r for r in rows]),
+        Criterion(64),
+    )
     model.train()
     output = model(batch)
     losses = criterion(output, batch, criterion.count(batch, model.num_queries))

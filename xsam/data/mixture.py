@@ -45,32 +45,33 @@ class Mixture:
     Args:
         sources: training tasks by name.
         threshold: t of the balanced resampling; 0 = every sample once.
+        multipliers: a further factor of a source's length, on top of its repeat factor.
         contrast: samples with shared candidates share them in groups of this many consecutive samples.
         bad_samples: largest tolerated share of draws that cannot be used.
     """
 
     def __init__(
-        self,
-        *,
-        sources: Mapping[str, Source],
-        threshold: float = 0.1,
-        contrast: int = 4,
-        bad_samples: float = 0.001,
-    ) -> None:
+        self, *, sources: Mapping[str, Source], threshold: float = 0.1, multipliers: Mapping[str, float] | None = None,
+        contrast: int = 4, bad_samples: float = 0.001,
+    ) -> None:  # fmt: skip
         empty = [name for name, source in sources.items() if not len(source)]
         if empty or not sources:
             raise UserError(f"mixture.sources: {', '.join(empty) or 'none given'}: no samples to train on")
         self.sources, self.contrast, self.bad_samples = dict(sources), contrast, bad_samples
         self.names = sorted(self.sources)
         sizes = {name: len(source) for name, source in self.sources.items()}
-        self.factors = repeat_factors(sizes, threshold)
+        multipliers = multipliers or {}
+        if unknown := sorted(set(multipliers) - set(sizes)):
+            raise UserError(f"mixture.multipliers: no source {', '.join(unknown)}; there is: {', '.join(sizes)}")
+        repeats = repeat_factors(sizes, threshold)
+        self.factors = {name: repeats[name] * multipliers.get(name, 1.0) for name in sizes}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Global batches of one epoch; a source's last batch is completed from its own beginning."""
         return sum(-(-self._length(name) // batch_size) for name in self.names)
 
     def _length(self, name: str) -> int:
-        return int(len(self.sources[name]) * self.factors[name])
+        return max(1, int(len(self.sources[name]) * self.factors[name]))
 
     def epoch(self, seed: int, epoch: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """The plan of an epoch: source number int[steps] and sample indices int[steps, batch_size]."""

@@ -1,5 +1,6 @@
 """Processes: who am I, and the few collectives the engine needs. One process is the same case as many."""
 
+import atexit
 import logging
 import os
 import warnings
@@ -40,11 +41,12 @@ def init() -> torch.device:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    atexit.register(shutdown)  # not sooner: DeepSpeed keeps the group, so a process joins once
     return device
 
 
 def shutdown() -> None:
-    """Leave the process group; without it torch complains at exit."""
+    """Leave the process group; without it torch complains at exit. May be called again."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

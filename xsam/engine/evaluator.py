@@ -253,8 +253,9 @@ def table(runs: Mapping[str, dict[str, Any]]) -> str:
             cells = [_cell(run["benchmarks"].get(name, {}).get("metrics", {}).get(metric)) for run in runs.values()]
             lines.append(f"| {name} | {metric} | {' | '.join(cells)} |")
         for trick, scores in row.get("baselines", {}).items():
-            cells = [_cell(scores.get("cIoU"))] + [""] * (len(runs) - 1)
-            lines.append(f"| {name} | cIoU, {trick} (blind) | {' | '.join(cells)} |")
+            for metric in [metric for metric in scores if metric.startswith("cIoU")]:
+                cells = [_cell(scores[metric])] + [""] * (len(runs) - 1)
+                lines.append(f"| {name} | {metric}, {trick} (blind) | {' | '.join(cells)} |")
         if any(run["benchmarks"].get(name, {}).get("failed") for run in runs.values()):
             cells = [str(run["benchmarks"].get(name, {}).get("failed", "")) for run in runs.values()]
             lines.append(f"| {name} | failed | {' | '.join(cells)} |")

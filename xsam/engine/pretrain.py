@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from .. import config as configs
 from ..data.mixture import key
 from ..data.shapes import CATEGORIES, COLOURS, SHAPES, TEXTURES, compose, corpus, render, train_tokenizer
-from ..models.encoders import SamEncoder
+from ..models.encoders import Encoder, SamEncoder
 from ..models.xsam import normalize
 from ..structures import IGNORE_INDEX
 
@@ -75,7 +75,7 @@ def _dense_data(scenes: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.from_numpy(np.stack(images)), {name: torch.from_numpy(np.stack(t)) for name, t in targets.items()}
 
 
-def _train_encoder(encoder: nn.Module, images: Tensor, targets: dict[str, Tensor], steps: int, seed: int) -> None:
+def _train_encoder(encoder: Encoder, images: Tensor, targets: dict[str, Tensor], steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     side = images.shape[-1]
     with torch.no_grad():
@@ -111,7 +111,7 @@ def _train_encoder(encoder: nn.Module, images: Tensor, targets: dict[str, Tensor
         bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def _features(encoder: nn.Module, pixels: Tensor) -> Tensor:
+def _features(encoder: Encoder, pixels: Tensor) -> Tensor:
     """The last features of either kind of encoder as a map float[B, C, g, g]."""
     if isinstance(encoder, SamEncoder):
         (features,) = encoder(pixels, [len(encoder.layers)])

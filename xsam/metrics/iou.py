@@ -54,6 +54,30 @@ class ReferringIoU:
         } | {f"Pr@{x}": _percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}
 
 
+@dataclass
+class ReferringIoUByKind:
+    """`ReferringIoU` over all samples, and the cIoU of each kind of sample beside it as `cIoU_KIND`."""
+
+    kinds: dict[str, ReferringIoU] = field(default_factory=dict)
+
+    def update(self, pred: np.ndarray, gt: np.ndarray, kind: str = "") -> None:
+        """Count one sample of a kind, "" = of none; masks as in `ReferringIoU.update`."""
+        self.kinds.setdefault(kind, ReferringIoU()).update(pred, gt)
+
+    def merge(self, other: "ReferringIoUByKind") -> None:
+        """Add what another process counted."""
+        for kind, metric in other.kinds.items():
+            self.kinds.setdefault(kind, ReferringIoU()).merge(metric)
+
+    def compute(self) -> dict[str, float | None]:
+        """As `ReferringIoU.compute`, and `cIoU_KIND` for every named kind."""
+        total = ReferringIoU()
+        for metric in self.kinds.values():
+            total.merge(metric)
+        named = sorted(kind for kind in self.kinds if kind)
+        return total.compute() | {f"cIoU_{kind}": self.kinds[kind].compute()["cIoU"] for kind in named}
+
+
 def _measure(pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """One sample's part: 1, has a target, intersection, union, IoU, target found, absence seen, Pr@X."""
     inter, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)

@@ -15,7 +15,9 @@ class SemanticIoU:
     """mIoU and pixel accuracy in percent, from one confusion matrix over all images."""
 
     num_classes: int
-    confusion: np.ndarray = field(init=False)  # int64[K, K + 1], rows = ground truth, columns = prediction, NOTHING last
+    confusion: np.ndarray = field(
+        init=False
+    )  # int64[K, K + 1], rows = ground truth, columns = prediction, NOTHING last
 
     def __post_init__(self) -> None:
         self.confusion = np.zeros((self.num_classes, self.num_classes + 1), np.int64)

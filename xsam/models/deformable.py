@@ -58,7 +58,9 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(queries).view(B, S, A, V * P).softmax(-1).view(B, S, A, V, P)
         sizes = torch.tensor([[w, h] for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
         locations = references[:, None, None, None, :] + offsets / sizes[:, None]
-        sample = sample_by_bag if value.device.type == "cpu" else sample_by_grid
+        # The bag is the faster forward on a CPU, but its backward sorts all its indices.
+        on_cpu = value.device.type == "cpu" and not torch.is_grad_enabled()
+        sample = sample_by_bag if on_cpu else sample_by_grid
         return self.output_proj(sample(value, locations, weights, shapes))
 
 
@@ -87,7 +89,7 @@ def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Se
 def sample_by_bag(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """The same sum as one `embedding_bag` of 4 * V * P weighted rows a query and head: no sample is ever stored.
 
-    On a CPU about twice as fast as `sample_by_grid`; arguments and result are the same.
+    On a CPU about twice as fast forward as `sample_by_grid`; arguments and result are the same.
     """
     B, S, A, c = value.shape
     sizes = torch.tensor([[w, h] for h, w in shapes], device=value.device)[:, None]  # [V, 1, 2]

@@ -55,7 +55,7 @@ def _conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seque
     )
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """What all encoders share: the size check and activation checkpointing, block by block."""
 
     mean: tuple[float, ...]
@@ -150,7 +150,7 @@ class SamLayer(nn.Module):
         return x.reshape(b, rows * s, columns * s, c)[:, :h, :w]
 
 
-class SamEncoder(_Encoder):
+class SamEncoder(Encoder):
     """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L.
 
     Parameter names are those of transformers' SamVisionEncoder.
@@ -235,7 +235,7 @@ def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: s
     return state
 
 
-class SiglipEncoder(_Encoder):
+class SiglipEncoder(Encoder):
     """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
 
     X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are
@@ -281,7 +281,7 @@ class SiglipEncoder(_Encoder):
         return x
 
 
-class _TimmEncoder(_Encoder):
+class _TimmEncoder(Encoder):
     """A timm ViT cut after block `last`, without final norm and head."""
 
     def __init__(self, name: str, image_size: int, last: int, overrides: Mapping[str, Any]) -> None:

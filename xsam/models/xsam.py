@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..structures import Batch, DecoderItems, ModelOutput
+from .encoders import Encoder
 from .language import Spliced, decode, splice, supervised_logits
 from .mask_decoder import MaskDecoder
 from .region_sampler import RegionSampler
@@ -45,8 +46,8 @@ class XSam(nn.Module):
     """
 
     def __init__(
-        self, *, seg_encoder: nn.Module, levels: Sequence[int] = (12, 18, 24), seg_level: int = 23,
-        vision_encoder: nn.Module | None = None, projector: nn.Module | None = None,
+        self, *, seg_encoder: Encoder, levels: Sequence[int] = (12, 18, 24), seg_level: int = 23,
+        vision_encoder: Encoder | None = None, projector: nn.Module | None = None,
         seg_projector: nn.Module | None = None, llm: PreTrainedModel | None = None,
         connector: nn.Module | None = None, pixel_decoder: nn.Module | None = None,
         mask_decoder: nn.Module | None = None, classifier: nn.Module | None = None,
@@ -156,7 +157,10 @@ class XSam(nn.Module):
             seg_tokens = self.seg_projector(maps[-1])
             tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
         if self.connector is not None and self.pixel_decoder is not None and len(batch.items):
-            mask_features, levels = self.pixel_decoder(self.connector(maps[: len(self.levels)]))
+            maps = maps[: len(self.levels)]
+            if not batch.items.targets:  # the idle item of `_complete` looks at the first image only
+                maps = [m[:1] for m in maps]
+            mask_features, levels = self.pixel_decoder(self.connector(maps))
         return ImageFeatures(tokens, seg_tokens, tuple(levels), mask_features)
 
     def splice(self, batch: Batch, features: ImageFeatures) -> Spliced:
@@ -211,7 +215,7 @@ def _learns(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
 
 
-def normalize(pixels: Tensor, encoder: nn.Module, sizes: Tensor | None = None) -> Tensor:
+def normalize(pixels: Tensor, encoder: Encoder, sizes: Tensor | None = None) -> Tensor:
     """uint8 to the encoder's normalised dtype on the device; floats pass as already normalised.
 
     Args:

@@ -9,7 +9,7 @@ from ..data.masks import decode_rle, encode_rle, pack
 from ..data.mixture import key
 from ..data.postprocess import best_mask
 from ..data.refer import RefCoco
-from ..metrics.iou import ReferringIoU
+from ..metrics.iou import ReferringIoUByKind
 from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
 from .base import Task, choose
 
@@ -27,33 +27,28 @@ class ReferringSegmentation(Task):
 
     Training: a sample is an image, its objects are turns in random order, each named by one of its sentences; the
     phrases of all turns (and of the other images of the contrast group) are the candidates. Evaluation: a sample is
-    one sentence.
+    one sentence; where the file says of what kind it is, as the embedded world does, kinds are scored apart too.
 
     Args:
         refs, instances, images: `refs(...).p`, `instances.json`, the folder of images.
         split: "train", "val", "testA", ...
-        kinds: evaluate only sentences of these kinds, where the file says a kind (the embedded world does).
         max_turns: most objects of an image in one training sample.
     """
 
     name = "referring"
 
     def __init__(
-        self, *, refs: str, instances: str, images: str, split: str, train: bool = False, kinds: Sequence[str] = (),
-        max_turns: int = 5, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+        self, *, refs: str, instances: str, images: str, split: str, train: bool = False, max_turns: int = 5,
+        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
         self.data = RefCoco(refs, instances, images, split)
         self.train, self.max_turns = train, max_turns
         self.questions, self.answers = questions, answers
-        wanted = [
-            [j for j, kind in enumerate(o.kinds) if not kinds or kind in kinds]
-            for o in map(self.data.__getitem__, range(len(self.data)))
-        ]
         self.rows: list[tuple[int, ...]]  # the objects of an image, or (object, sentence)
         if train:
-            self.rows = [members for members in self.data.by_image if any(wanted[i] for i in members)]
+            self.rows = list(self.data.by_image)
         else:
-            self.rows = [(i, j) for i, sentences in enumerate(wanted) for j in sentences]
+            self.rows = [(i, j) for i in range(len(self.data)) for j in range(len(self.data[i].sentences))]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,6 +79,7 @@ class ReferringSegmentation(Task):
             labels=np.arange(len(pairs)),
             mask_segs=np.arange(len(pairs)),
             shared_candidates=True,
+            truth={} if self.train else {"kind": self.data[self.rows[index][0]].kinds[self.rows[index][1]]},
         )
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
@@ -92,23 +88,24 @@ class ReferringSegmentation(Task):
         mask, score = best_mask(outputs[0])
         return Prediction(id=sample.id, text=text, segments=(Segment(encode_rle(mask.cpu().numpy()), "", score),))
 
-    def metric(self) -> ReferringIoU:
-        return ReferringIoU()
+    def metric(self) -> ReferringIoUByKind:
+        return ReferringIoUByKind()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         truth = sample.masks.ids[0] == 0
         found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        metric.update(np.any(found, axis=0) if found else np.zeros_like(truth), truth)
+        metric.update(np.any(found, axis=0) if found else np.zeros_like(truth), truth, sample.truth["kind"])
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """Three ways to answer without reading the expression: the whole image, the largest object, any object."""
-        metrics = {name: ReferringIoU() for name in ("whole image", "largest thing", "random thing")}
+        metrics = {name: ReferringIoUByKind() for name in ("whole image", "largest thing", "random thing")}
         all_things = self.data.masks_by_image()
         for index in indices:
-            referred = self.data[self.rows[index][0]]
+            i, sentence = self.rows[index]
+            referred = self.data[i]
             truth, things = referred.mask(), all_things[referred.image_id]
             rng = np.random.default_rng(key("blind", self.id(index)))
             guesses = (np.ones_like(truth), max(things, key=np.sum), things[int(rng.integers(len(things)))])
             for metric, guess in zip(metrics.values(), guesses, strict=True):
-                metric.update(guess, truth)
+                metric.update(guess, truth, referred.kinds[sentence])
         return {name: metric.compute() for name, metric in metrics.items()}

@@ -23,8 +23,6 @@ benchmarks = dict(
     shapes_panoptic=dict(**_panoptic, metric="panoptic"),
     shapes_instance=dict(**_panoptic, metric="instance"),
     shapes_semantic=dict(**_panoptic, metric="semantic"),
-    shapes_refer_attribute=dict(**_refer, kinds=["attribute"]),
-    shapes_refer_relation=dict(**_refer, kinds=["relation"]),
-    shapes_refer_superlative=dict(**_refer, kinds=["superlative"]),
+    shapes_refer=_refer,
     shapes_chat=dict(type=Chat, conversations="data/shapes/conversations/val.json", images="data/shapes"),
 )

@@ -22,6 +22,7 @@ alignment = dict(
 )
 mixed = dict(
     type=Mixture,
+    multipliers=dict(refer=0.7, chat=0.3),
     sources=dict(
         panoptic=_panoptic,
         refer=dict(
@@ -30,6 +31,7 @@ mixed = dict(
             instances="data/shapes/refer/instances.json",
             images="data/shapes",
             split="train",
+            max_turns=3,
             train=True,
         ),
         chat=dict(type=Chat, conversations="data/shapes/conversations/train.json", images="data/shapes", train=True),

@@ -12,7 +12,7 @@ $(VENV)/stamp: pyproject.toml requirements.txt constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# The three stages on the embedded world, evaluated and drawn.
+# The three stages on the embedded world, evaluated and drawn; starts anew each time.
 shapes: setup
 	rm -rf $(SHAPES)
 	$(RUN) data prepare shapes
@@ -21,7 +21,7 @@ shapes: setup
 	$(RUN) train configs/shapes/stage3.py
 	$(RUN) evaluate configs/shapes/stage3.py --checkpoint $(SHAPES)/stage3 --out $(SHAPES)
 	$(RUN) evaluate configs/shapes/stage3.py --checkpoint random --out $(SHAPES)/untrained --limit 50
-	$(RUN) predict --checkpoint $(SHAPES)/stage3 --image data/shapes/val/00000000000[0-7].png --out $(SHAPES)/pictures
+	$(RUN) predict --checkpoint $(SHAPES)/stage3 --image $$(ls data/shapes/val/* | head -8) --out $(SHAPES)/pictures
 	$(RUN) evaluate --compare $(SHAPES) $(SHAPES)/untrained
 	@echo "pictures: $(SHAPES)/pictures"
 

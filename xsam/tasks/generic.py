@@ -35,7 +35,8 @@ class GenericSegmentation(Task):
         instances: COCO instances of the same images, the truth of the instance score; else the panoptic things are.
         metric: "panoptic", "instance" or "semantic".
         closed_set: no text; labels are class indices (stage 1).
-        train: categories come shuffled; half of the time only some of those that are absent are listed.
+        train: categories come shuffled.
+        partial: share of the training samples whose list leaves out some of the absent categories.
         score: least class probability of a panoptic segment.
     """
 
@@ -43,13 +44,14 @@ class GenericSegmentation(Task):
 
     def __init__(
         self, *, annotations: str, segments: str, images: str, instances: str = "", metric: str = "panoptic",
-        closed_set: bool = False, train: bool = False, score: float = 0.0, questions: Sequence[str] = QUESTIONS,
-        answers: Sequence[str] = ANSWERS,
+        closed_set: bool = False, train: bool = False, partial: float = 0.5, score: float = 0.0,
+        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
         if metric not in METRICS:
             raise UserError(f"metric={metric!r} is unknown; generic segmentation has {', '.join(METRICS)}")
         self.data = CocoPanoptic(annotations, segments, images)
-        self.kind, self.closed_set, self.train, self.threshold = metric, closed_set, train, score
+        self.kind, self.closed_set, self.train = metric, closed_set, train
+        self.partial, self.threshold = partial, score
         self.questions, self.answers = questions, answers
         self.instances = CocoInstances(instances, images) if instances and metric == "instance" else None
         self.categories: list[Category] = self.data.categories
@@ -86,7 +88,7 @@ class GenericSegmentation(Task):
         if self.closed_set or not self.train:
             return self.categories
         listed = self.categories
-        if rng.random() < 0.5:
+        if rng.random() < self.partial:
             absent = [c for c in self.categories if c.id not in present]
             some = rng.choice(len(absent), int(rng.integers(len(absent) + 1)), replace=False)
             listed = [c for c in self.categories if c.id in present] + [absent[i] for i in some]

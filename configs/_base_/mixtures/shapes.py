@@ -22,9 +22,9 @@ alignment = dict(
 )
 mixed = dict(
     type=Mixture,
-    multipliers=dict(refer=0.7, chat=0.3),
+    multipliers=dict(refer=0.5, chat=0.2),
     sources=dict(
-        panoptic=_panoptic,
+        panoptic=dict(**_panoptic, partial=0.1),
         refer=dict(
             type=ReferringSegmentation,
             refs="data/shapes/refer/refs(shapes).p",

@@ -1,4 +1,4 @@
-"""Stage 3 of the embedded world on two processes equals one process with the same global batch."""
+"""Stage 3 of the embedded world through the command line: two processes equal one, resuming equals not stopping."""
 
 import json
 import subprocess
@@ -48,6 +48,23 @@ def test_two_ranks_equal_one(alone, zero, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(folder) == pytest.approx(expected, rel=1e-4)
     assert (folder / "model.safetensors").is_file()
+
+
+def test_resuming_equals_not_stopping(alone, tmp_path):
+    config, expected = alone
+    run = ["train", str(config), "--work-dir", str(tmp_path)]
+    assert main([*run, "--max-steps", "2"]) == 0
+    (tmp_path / "model.safetensors").unlink()  # as if it had been killed before the end
+    assert main([*run, "--resume"]) == 0
+    assert losses(tmp_path) == expected
+    assert main(run) == 2  # a finished run is not overwritten
+
+
+def test_bf16(alone, tmp_path):
+    config, expected = alone
+    options = ["stage.precision=bf16", "stage.zero=2", "stage.checkpointing=['llm','seg_encoder','vision_encoder']"]
+    assert main(["train", str(config), *options, "--max-steps", "1", "--work-dir", str(tmp_path)]) == 0
+    assert losses(tmp_path) == pytest.approx(expected[:1], rel=0.02)
 
 
 def _one_thread() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The whole tiny model: what it must not depend on, and what every row gets."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,20 @@ def test_padding_of_the_frame_is_zero_after_normalising(model):
     dirty[:, 60:] = 200
     clean, soiled = (model(collate([replace(C, seg_pixel_values=p)])) for p in (C.seg_pixel_values, dirty))
     torch.testing.assert_close(clean.mask_logits(0), soiled.mask_logits(0))
+
+
+def test_recomputing_activations_changes_nothing(model):
+    batch, criterion = collate([A, C]), Criterion(64)
+    results = []
+    for recompute in (False, True):
+        other = copy.deepcopy(model).train()
+        if recompute:
+            for part in (other.llm, other.seg_encoder, other.vision_encoder):
+                part.gradient_checkpointing_enable()
+        total = sum(criterion(other(batch), batch, criterion.count(batch, other.num_queries)).values())
+        total.backward()
+        results.append((total, {name: p.grad for name, p in other.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_stage_models_are_parts_of_the_whole():

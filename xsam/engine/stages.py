@@ -49,6 +49,10 @@ class Stage:
         if missing := sorted(required - set(values)):
             raise UserError(f"config key stage.{missing[0]} is missing; add it to the config's stage")
         stage = cls(**values)
+        if odd := sorted(set(stage.schedule) - {"kind", "warmup", "milestones", "gamma"}):
+            raise UserError(
+                f"config key stage.schedule.{odd[0]} is not known; there is: gamma, kind, milestones, warmup"
+            )
         if stage.precision not in ("fp32", "bf16"):
             raise UserError(f"config key stage.precision: {stage.precision!r} is not known; give fp32 or bf16")
         if stage.zero not in (0, 1, 2, 3):

@@ -14,7 +14,7 @@ from xsam.structures import UserError
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(path for folder in ("", "shapes/", "examples/") for path in ROOT.glob(f"configs/{folder}*.py"))
 PARAMETERS = {  # without the official files' dead tensors: SAM's neck, SigLIP's last layer, norm and head
-    "xsam_tiny": 2_997_000,
+    "xsam_tiny": 2_949_493,
     "xsam_phi3": 4_592_914_657,
     "xsam_qwen3_1_7b": 2_476_050_657,
     "xsam_qwen3_4b": 4_785_347_297,

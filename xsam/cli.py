@@ -153,6 +153,7 @@ def _data(options: argparse.Namespace) -> int:
     from .data.shapes import prepare
 
     prepare(options.root)
+    print(f"{options.root}: ready")
     return 0
 
 

@@ -121,8 +121,7 @@ def load_weights(model: nn.Module, sources: Sequence[str], new: Sequence[str] = 
 
     Args:
         sources: paths for `read_weights`.
-        new: fnmatch patterns of tensors or modules that may be missing from the sources, or there in another
-            shape; they keep their random initialisation then.
+        new: fnmatch patterns of tensors or modules that start at random, whatever the sources hold.
 
     Raises:
         UserError: no source has a tensor of the model, a part of the model does not know a name, a shape
@@ -136,13 +135,13 @@ def load_weights(model: nn.Module, sources: Sequence[str], new: Sequence[str] = 
     for source in sources:
         weights = read_weights(source)
         known |= weights.keys()
-        weights, skipped = _wanted(weights, state)
+        weights, skipped = _wanted({n: t for n, t in weights.items() if not _asked(n, new)}, state)
         if skipped:
             report.skipped[str(source)] = skipped
         fitted = _resize_sam(weights, model)
         resized |= fitted.keys()
         weights |= fitted
-        problems += _misfits(source, weights, state, new)
+        problems += _misfits(source, weights, state)
         found |= {n: t for n, t in weights.items() if n in state and t.shape == state[n].shape}
     covered = {id(state[name]) for name in found}  # tied tensors stand in a file once
     missing = [name for name in state if id(state[name]) not in covered]
@@ -196,13 +195,13 @@ def _resize_sam(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     return {name: tensor for name, tensor in resized.items() if tensor is not weights[name]}
 
 
-def _misfits(source: str, weights: dict[str, Tensor], state: dict[str, Tensor], new: Sequence[str]) -> list[str]:
+def _misfits(source: str, weights: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
     """What of a source does not fit: one clause for unknown names, and one for every other shape."""
-    unknown = [name for name in weights if name not in state and not _asked(name, new)]
+    unknown = [name for name in weights if name not in state]
     clauses = [f"the model has no {_some(unknown)} of {source}"] if unknown else []
     shapes = [
         f"{name} is {list(tensor.shape)} in {source}, {list(state[name].shape)} in the model"
         for name, tensor in weights.items()
-        if name in state and tensor.shape != state[name].shape and not _asked(name, new)
+        if name in state and tensor.shape != state[name].shape
     ]
     return clauses + (shapes if len(shapes) < 4 else [*shapes[:3], f"{len(shapes) - 3} more differ in shape"])

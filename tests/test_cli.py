@@ -44,15 +44,14 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert message in error(capsys)
 
 
-def test_a_missing_dataset_names_the_command(capsys):
-    arguments = [
-        "train",
-        "configs/shapes/stage1.py",
-        "mixture.sources.panoptic.annotations=/no/panoptic.json",
-        "stage.init_from=[]",
-    ]
-    assert main(arguments) == 2
-    assert "/no/panoptic.json: cannot be read" in error(capsys)
+def test_a_missing_dataset_names_the_command(world, capsys):
+    source = "mixture.sources.panoptic"
+    paths = [f"{source}.images={world}/train", f"{source}.segments={world}/panoptic_train"]
+    options = [*paths, f"{source}.annotations=/no/panoptic.json", "stage.init_from=[]"]
+    assert main(["train", "configs/shapes/stage1.py", *options]) == 2
+    message = error(capsys)
+    assert "/no/panoptic.json: cannot be read" in message
+    assert "`xsam data prepare shapes`" in message
 
 
 def test_a_missing_stage_names_the_command(capsys):
@@ -101,5 +100,5 @@ def test_predict_draws_and_writes_coco(world, tmp_path, capsys):
     assert "needs --prompt" in error(capsys)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff" + b"0" * 50)
-    assert main([*common, "--image", str(broken)]) == 2
+    assert main([*common, "--image", str(broken), "--prompt", "star"]) == 2
     assert "broken.jpg: cannot be read as an image" in error(capsys)

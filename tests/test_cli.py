@@ -98,6 +98,8 @@ def test_predict_draws_and_writes_coco(world, tmp_path, capsys):
     assert len(json.loads((tmp_path / f"{image.stem}.json").read_text())["annotations"]) == 1
     assert main([*common, "--image", str(image), "--task", "refer"]) == 2
     assert "needs --prompt" in error(capsys)
+    assert main([*common, "--image", str(image), "--task", "refer", "--prompt", "a <p> b"]) == 2
+    assert "<p> and </p> are not balanced" in error(capsys)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff" + b"0" * 50)
     assert main([*common, "--image", str(broken), "--prompt", "star"]) == 2

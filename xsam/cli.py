@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .structures import UserError
+from .structures import BadSample, UserError
 
 Parser = argparse.ArgumentParser
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return VERBS[options.verb][1](options)
-    except UserError as error:
+    except (UserError, BadSample) as error:
         if distributed.is_main():
             print(f"xsam {options.verb}: {error}", file=sys.stderr)
         return 2

@@ -69,6 +69,7 @@ def load(
     if not config_path and (checkpoint == RANDOM or not (Path(checkpoint) / "config.json").is_file()):
         raise UserError(f"checkpoint {checkpoint} holds no config.json; give the config of the model as well")
     config = configs.load(config_path or checkpoint, overrides)
+    torch.manual_seed(0)  # random weights, where they are asked for, are the same each time
     model: XSam = configs.build(config["model"])
     if checkpoint != RANDOM:
         print(load_weights(model, [checkpoint]))

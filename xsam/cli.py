@@ -102,6 +102,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     model, processor, config = load(options.checkpoint, options.config, options.overrides)
     rows = evaluator.select(config["benchmarks"], options.benchmarks)
     out = options.out or Path(options.checkpoint) / "eval" / options.protocol
+    with distributed.together():
+        if distributed.is_main():
+            evaluator.claim(out, options.checkpoint, options.protocol)
     benchmarks = evaluator.evaluate(model, processor, rows, out, protocol=options.protocol, limit=options.limit)
     if distributed.is_main():
         evaluator.write_results(

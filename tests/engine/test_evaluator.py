@@ -98,3 +98,15 @@ def test_answers_depend_on_the_sample_alone(setup):
     first = [task.sample(i, np.random.default_rng(evaluator.key("evaluate", task.id(i)))).turns for i in range(3)]
     again = [task.sample(i, np.random.default_rng(evaluator.key("evaluate", task.id(i)))).turns for i in (2, 1, 0)]
     assert first == again[::-1]
+
+
+def test_predictions_of_other_weights_are_not_taken_for_these(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    evaluator.claim(tmp_path / "out", str(weights), "paper")
+    evaluator.claim(tmp_path / "out", str(weights), "paper")  # continuing
+    with pytest.raises(UserError, match="other weights or another protocol"):
+        evaluator.claim(tmp_path / "out", str(weights), "strict")
+    weights.write_bytes(b"two")
+    with pytest.raises(UserError, match="give another --out"):
+        evaluator.claim(tmp_path / "out", str(weights), "paper")

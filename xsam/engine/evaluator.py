@@ -185,6 +185,17 @@ def _score(task: Task, indices: range, folder: Path) -> dict[str, Any]:
     }
 
 
+def claim(out: Path, checkpoint: str, protocol: str) -> None:
+    """Note whose predictions a folder holds. Raises UserError if it holds those of other weights or another protocol,
+    which would be taken for this model's."""
+    path = out / "predictions" / "made_by.json"
+    mine = {"checkpoint": checkpoint, "sha256": _sha256(Path(checkpoint)), "protocol": protocol}
+    if path.is_file() and json.loads(path.read_text()) != mine:
+        raise UserError(f"{out}: holds predictions of other weights or another protocol; give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine))
+
+
 def select(benchmarks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Rows by name, or all; UserError names what there is."""
     if list(names) == ["all"]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.data.coco import Category, CocoInstances, CocoPanoptic, clean_name
-from xsam.data.masks import encode_rle, from_label_map, unpack, write_panoptic_png
+from xsam.data.coco import Category, CocoInstances, CocoPanoptic, annotation_mask, clean_name
+from xsam.data.masks import encode_rle, from_label_map, pack, unpack, write_panoptic_png
 from xsam.data.shapes import CATEGORIES, prepare
 from xsam.structures import SegmentMap, UserError
 
@@ -35,6 +35,12 @@ def panoptic(tmp_path):
     }
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
     return tmp_path
+
+
+def instance_map(data: CocoInstances, index: int) -> SegmentMap:
+    record = data[index]
+    masks = [annotation_mask(i, record.height, record.width) for i in record.instances if not i.is_crowd]
+    return pack(np.array(masks, bool).reshape(-1, record.height, record.width))
 
 
 def segment_map(data: CocoPanoptic, index: int) -> SegmentMap:
@@ -80,11 +86,11 @@ def test_instances_overlap_and_crowds_stay_out(instances):
     data = CocoInstances(instances, instances.parent / "images")
     assert [record.image_id for record in data] == ["3", "5"]
     assert [i.is_crowd for i in data[0].instances] == [False, False, True]
-    masks = unpack(data.segment_map(0))
+    masks = unpack(instance_map(data, 0))
     assert masks.sum((1, 2)).tolist() == [8, 12]
     assert (masks[0] & masks[1]).any()
     assert data[1].instances == ()
-    assert data.segment_map(1).ids.tolist() == [[[-1] * 8] * 6]
+    assert instance_map(data, 1).ids.tolist() == [[[-1] * 8] * 6]
     assert data.categories == [Category(1, "screw", True)]
 
 
@@ -94,7 +100,7 @@ def test_a_bad_annotation_is_named(instances):
     instances.write_text(json.dumps(content))
     data = CocoInstances(instances, instances.parent / "images")
     with pytest.raises(ValueError, match="annotation 2: the segmentation is empty"):
-        data.segment_map(0)
+        instance_map(data, 0)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +150,6 @@ def test_panoptic_and_instances_of_the_world_agree(tmp_path):
     instances = CocoInstances(tmp_path / "annotations/instances_train.json", tmp_path / "train")
     assert {c.name: c.id for c in panoptic.categories} == CATEGORIES
     for i in range(3):
-        things = instances.segment_map(i)
+        things = instance_map(instances, i)
         assert [s.category_id for s in panoptic[i].segments[:-2]] == [a.category_id for a in instances[i].instances]
         assert (unpack(segment_map(panoptic, i))[:-2] == unpack(things)).all()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..structures import BadSample, SegmentMap, UserError
-from .masks import pack, read_panoptic_png, segmentation_mask
+from ..structures import BadSample, UserError
+from .masks import read_panoptic_png, segmentation_mask
 
 REMEDY = "`xsam data prepare shapes` writes the embedded world, data/README.md says where other datasets go"
 
@@ -175,12 +175,6 @@ class CocoInstances(_CocoFile):
     def of_image(self, image_id: str) -> InstanceRecord:
         """The record of an image. Raises KeyError when the file does not have it."""
         return self[self._place[image_id]]
-
-    def segment_map(self, index: int) -> SegmentMap:
-        """The masks of the instances that are no crowd, in their order. Raises BadSample for a bad one."""
-        record = self[index]
-        masks = [annotation_mask(i, record.height, record.width) for i in record.instances if not i.is_crowd]
-        return pack(np.array(masks, bool).reshape(-1, record.height, record.width))
 
 
 def annotation_mask(instance: Instance, height: int, width: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Shared by all tests: xsam first (it makes torchvision importable), one thread, and a small embedded world."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 import xsam  # noqa: F401
 from xsam.data.shapes import prepare, train_tokenizer
 
+os.environ["XSAM_CACHE"] = tempfile.mkdtemp(prefix="xsam-cache-")  # indices of the tests' own little files
 torch.set_num_threads(1)  # two threads stall on a busy two-core machine
 
 

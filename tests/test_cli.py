@@ -45,7 +45,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
 
 
 def test_a_missing_dataset_names_the_command(world, capsys):
-    source = "mixture.sources.panoptic"
+    source = "mixture.sources.panoptic.data"
     paths = [f"{source}.images={world}/train", f"{source}.segments={world}/panoptic_train"]
     options = [*paths, f"{source}.annotations=/no/panoptic.json", "stage.init_from=[]"]
     assert main(["train", "configs/shapes/stage1.py", *options]) == 2
@@ -64,7 +64,7 @@ def test_a_truncated_picture_in_training(world, tmp_path, capsys):
     shutil.copytree(world, root)
     for picture in (root / "train").iterdir():
         picture.write_bytes(picture.read_bytes()[:500])
-    source = "mixture.sources.panoptic"
+    source = "mixture.sources.panoptic.data"
     paths = [
         f"{source}.annotations={root}/annotations/panoptic_train.json",
         f"{source}.segments={root}/panoptic_train",

@@ -115,3 +115,10 @@ def test_missing_and_damaged_configs(tmp_path):
     (tmp_path / "c.py").write_text("from xsam.models.connector import Conector\nmodel = dict(type=Conector)\n")
     with pytest.raises(UserError, match="Conector"):
         config.build(config.load(tmp_path / "c.py")["model"])
+
+
+def test_the_data_folder_can_be_elsewhere(monkeypatch):
+    monkeypatch.setenv("XSAM_DATA", "/disk/sets")
+    loaded = config.load(ROOT / "configs/shapes/stage1.py")
+    assert loaded["mixture"]["sources"]["panoptic"]["data"]["images"] == "/disk/sets/shapes/train"
+    assert loaded["stage"]["init_from"] == ["/disk/sets/shapes/base"]

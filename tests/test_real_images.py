@@ -63,9 +63,12 @@ def rows(data: Path, **options: Any) -> dict[str, dict[str, Any]]:
     return {
         name: dict(
             type=kind,
-            annotations=f"{data}/{name}.json",
-            segments=f"{data}/segments",
-            images=f"{data}/images",
+            data=dict(
+                type="xsam.data.coco.CocoPanoptic",
+                annotations=f"{data}/{name}.json",
+                segments=f"{data}/segments",
+                images=f"{data}/images",
+            ),
             **options,
         )
         for name in ("both", "coco", "hf_39769")
@@ -105,7 +108,8 @@ def test_two_scenes_through_all_stages(tmp_path: Path) -> None:
     assert scores["hf_39769"]["metrics"]["PQ"] >= 80
     assert scores["coco"]["metrics"]["PQ"] >= 70
 
-    captions = {"type": "xsam.tasks.chat.Chat", "conversations": f"{data}/captions.json", "images": f"{data}/images"}
+    reader = {"type": "xsam.data.conversations.Conversations", "annotations": f"{data}/captions.json"}
+    captions = {"type": "xsam.tasks.chat.Chat", "data": reader | {"images": f"{data}/images"}}
     log = train(
         2, runs[1], {"captions": captions | {"train": True}}, *text, f"stage.init_from=['{BASE}', '{runs[0]}']",
         "stage.steps=40",

@@ -1,7 +1,7 @@
 """The public door: a trained folder in, words and clicks in, masks and text out.
 
-predictor = Predictor.from_pretrained("runs/shapes/stage3")
-result = predictor.refer("picture.png", "the small green ring")
+model = XSam.from_pretrained("runs/shapes/stage3")
+result = model.refer("picture.png", "the small green ring")
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from .data.masks import mask_box
 from .data.mixture import key
 from .data.postprocess import best_mask, instances, panoptic, semantic
 from .data.prompt import Processor
-from .models.xsam import XSam
+from .models.xsam import XSamModel
 from .structures import ItemOutput, Sample, Turn, UserError
 from .tasks import generic, referring
 
@@ -53,7 +53,7 @@ class Result:
 
 def load(
     checkpoint: str, config_path: str = "", overrides: Sequence[str] = (), device: str = ""
-) -> tuple[XSam, Processor, dict[str, Any]]:
+) -> tuple[XSamModel, Processor, dict[str, Any]]:
     """Build and load a model, its processor and its config.
 
     Args:
@@ -70,21 +70,21 @@ def load(
         raise UserError(f"checkpoint {checkpoint} holds no config.json; give the config of the model as well")
     config = configs.load(config_path or checkpoint, overrides)
     torch.manual_seed(0)  # random weights, where they are asked for, are the same each time
-    model: XSam = configs.build(config["model"])
+    model: XSamModel = configs.build(config["model"])
     if checkpoint != RANDOM:
         print(load_weights(model, [checkpoint]))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(chosen).eval(), configs.build(config["processor"]), config
 
 
-class Predictor:
+class XSam:
     """A model that answers questions about images."""
 
-    def __init__(self, model: XSam, processor: Processor) -> None:
+    def __init__(self, model: XSamModel, processor: Processor) -> None:
         self.model, self.processor = model, processor
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str, device: str = "") -> "Predictor":
+    def from_pretrained(cls, checkpoint: str, device: str = "") -> "XSam":
         """From a run folder (weights, config, tokenizer)."""
         model, processor, _ = load(checkpoint, device=device)
         return cls(model, processor)

@@ -130,12 +130,12 @@ def _add_predict(parser: Parser) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from .api import Predictor, load
+    from .api import XSam, load
     from .apps.predict import predict
 
     model, processor, config = load(options.checkpoint, options.config, options.overrides)
     predict(
-        Predictor(model, processor),
+        XSam(model, processor),
         config,
         options.image,
         options.task,

@@ -8,6 +8,7 @@ before `build`.
 import ast
 import importlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ KEYS = ("model", "processor", "criterion", "mixture", "benchmarks", "stage")
 def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides.
 
+    `$XSAM_DATA`, where it is set, stands for the folder `data` of the configs.
     Returns plain dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
     Raises UserError for a missing file, a config that does not load, or an override of a key that is not there.
     """
@@ -41,6 +43,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         except (ImportError, AttributeError, SyntaxError, RuntimeError) as error:
             raise UserError(f"{path}: the config does not load: {type(error).__name__}: {error}") from None
     config = {key: _plain(config[key]) for key in KEYS if key in config}
+    if "XSAM_DATA" in os.environ:
+        config = _moved(config, os.environ["XSAM_DATA"])
     for override in overrides:
         _override(config, override, path)
     return config
@@ -53,6 +57,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _moved(value: Any, root: str) -> Any:
+    """Paths under `data/` under another root."""
+    if isinstance(value, dict):
+        return {key: _moved(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, root) for item in value]
+    inside = isinstance(value, str) and value.startswith("data/")
+    return str(Path(root, value.removeprefix("data/"))) if inside else value
 
 
 def _override(config: dict[str, Any], override: str, path: Path) -> None:

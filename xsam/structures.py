@@ -37,6 +37,15 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """One visual prompt: a point, scribble, box or mask, drawn on the sample's image or on a reference image."""
+
+    mask: RLE  # at the size of the image it is drawn on
+    label: int = -1  # what it shows, a category id; only where the sample has `slots`
+    image: str = ""  # path of the reference image; "" = the sample's own
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentMap:
     """N masks of one image, held as a few small integer maps instead of N dense masks.
 
@@ -67,7 +76,11 @@ class Sample:
     labels: np.ndarray = field(default_factory=_no_ints)  # int64[N], span number (or class index) of each mask
     mask_segs: np.ndarray = field(default_factory=_no_ints)  # int64[N], number of the <SEG> that asks for the mask
     shared_candidates: bool = False
-    regions: tuple[RLE, ...] = ()  # visual prompts, one per `<region>` in text order, at the size of the image
+    regions: tuple[Region, ...] = ()  # visual prompts, one per `<region>` in text order
+    # int64[n], the label that the n-th `<region>` asks for; then `regions` is what this sample offers (one of each
+    # label that it shows), and every `<region>` becomes one of the contrast group's regions of its label, or where
+    # there is none a region of something that this sample does not show. Empty: the regions as they stand.
+    slots: np.ndarray = field(default_factory=_no_ints)
     truth: Mapping[str, Any] = field(default_factory=dict)  # what the task's own metric needs beyond the masks
 
 
@@ -89,7 +102,11 @@ class Encoded:
     target_labels: np.ndarray  # int64[N]
     target_segs: np.ndarray  # int64[N]
     shared_candidates: bool
-    region_points: np.ndarray  # float32[R, P, 2], (x, y) in [0, 1] of the frame
+    region_points: np.ndarray  # float32[R, P, 2], (x, y) in [0, 1] of the frame of the image they are drawn on
+    region_labels: np.ndarray  # int64[R]
+    region_images: np.ndarray  # int64[R], -1 = the sample's own image, else number of the reference
+    slots: np.ndarray = field(default_factory=_no_ints)  # int64[n], see `Sample.slots`
+    references: tuple[tuple[np.ndarray, np.ndarray, tuple[int, int]], ...] = ()  # pixels, seg_pixels, seg_size as above
 
 
 @dataclass(frozen=True, slots=True)

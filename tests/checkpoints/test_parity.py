@@ -17,7 +17,7 @@ from xsam.checkpoints.released import to_official
 from xsam.data import postprocess
 from xsam.data.masks import pack
 from xsam.models.criterion import Criterion, Draws
-from xsam.models.xsam import XSam
+from xsam.models.xsam import XSamModel
 from xsam.structures import Batch, DecoderItems, ItemOutput, ModelOutput, Target, UserError
 
 OFFICIAL = Path(__file__).parents[2] / "../shared/parity"
@@ -89,7 +89,7 @@ class Tape:
 class World:
     """A tiny model and two images, and what can be said about them before any text."""
 
-    model: XSam
+    model: XSamModel
     pixels: Tensor
     vision_pixels: Tensor
     masks: list[Tensor]

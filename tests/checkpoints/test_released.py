@@ -12,7 +12,7 @@ from xsam.models.mask_decoder import MaskDecoder
 from xsam.models.mask_head import ClosedSetClassifier, ConditionClassifier
 from xsam.models.pixel_decoder import PixelDecoder
 from xsam.models.projector import Projector
-from xsam.models.xsam import XSam
+from xsam.models.xsam import XSamModel
 
 PARITY = Path(__file__).parents[2] / "../shared/parity"
 
@@ -73,7 +73,7 @@ def test_content_tells_whose_names_they_are() -> None:
     assert not is_official(["llm.lm_head.weight", "classifier.background", "vision_encoder.encoder.layers.0.x"])
 
 
-def full_size(stage: int) -> XSam:
+def full_size(stage: int) -> XSamModel:
     """X-SAM as released, without memory for its weights."""
     with torch.device("meta"):
         parts = {}
@@ -96,7 +96,7 @@ def full_size(stage: int) -> XSam:
             }
         if stage == 3:
             parts["phrase_projector"] = Projector(3072, 256)
-        return XSam(seg_encoder=SamEncoder(), **parts)
+        return XSamModel(seg_encoder=SamEncoder(), **parts)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from xsam.data.images import fit_frame, longest_side_size, read_image, vision_image
 from xsam.data.masks import pack, pad_ids, resize_ids, unpack
-from xsam.structures import UserError
+from xsam.structures import BadSample
 
 RECORDED = Path(__file__).parents[2] / "../shared/parity/s1.preprocess.safetensors"
 
@@ -49,12 +49,12 @@ def test_a_damaged_file_is_named(tmp_path, suffix, keep):
     path = tmp_path / f"broken.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"broken\.\w+: cannot be read as an image"):
+    with pytest.raises(BadSample, match=r"broken\.\w+: cannot be read as an image"):
         read_image(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no\.png: cannot be read as an image \(No such file"):
+    with pytest.raises(BadSample, match=r"no\.png: cannot be read as an image \(No such file"):
         read_image(tmp_path / "no.png")
 
 

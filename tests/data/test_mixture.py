@@ -31,7 +31,7 @@ def encode(sample: Sample, seed: int) -> Encoded:
     return Encoded(
         id=sample.id, key=seed, input_ids=row, labels=row, span_ids=-row, seg_ids=-row, pixel_values=empty, seg_pixel_values=empty,
         seg_size=(0, 0), image_size=(0, 0), target_ids=empty.astype(np.int16), target_labels=none, target_segs=none,
-        shared_candidates=False, region_points=np.zeros((0, 256, 2), np.float32),
+        shared_candidates=False, region_points=np.zeros((0, 256, 2), np.float32), region_labels=np.zeros(0, np.int64), region_images=np.zeros(0, np.int64),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 from xsam.data.masks import encode_rle, pack
 from xsam.data.prompt import Processor
 from xsam.data.shapes import train_tokenizer
-from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Sample, Turn, UserError
+from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Region, Sample, Turn, UserError
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_spans_and_segs_are_numbered_in_text_order(tokenizer, image):
         id="x",
         image=image,
         turns=TURNS,
-        regions=(region,),
+        regions=(Region(region),),
         masks=masks,
         labels=np.array([0, 1]),
         mask_segs=np.array([0, 1]),
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_not_cut(tokenizer, image):
     wrong = Sample(id="x", image=image, masks=pack(np.ones((1, 3, 3), bool)), labels=np.zeros(1), mask_segs=np.zeros(1))
     with pytest.raises(BadSample, match=r"masks are \(3, 3\), the image is \(30, 60\)"):
         Processor(seg_size=8)(wrong, 0)
-    empty = Sample(id="x", image=image, turns=TURNS, regions=(encode_rle(np.zeros((30, 60), bool)),))
+    empty = Sample(id="x", image=image, turns=TURNS, regions=(Region(encode_rle(np.zeros((30, 60), bool))),))
     with pytest.raises(BadSample, match="covers no pixel"):
         Processor(seg_size=32, tokenizer=tokenizer)(empty, 0)
 

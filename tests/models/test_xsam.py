@@ -38,7 +38,7 @@ def row(name: str, tokens: list[int], seed: int, shown: bool = True, size: tuple
         seg_ids=np.where(seg, seg.cumsum() - 1, -1), pixel_values=rng.integers(0, 255, (3, 96, 96)).astype(np.uint8) if shown else none,
         seg_pixel_values=frame if shown else none, seg_size=size if shown else (0, 0), image_size=size, target_ids=targets,
         target_labels=np.zeros(int(seg.any()), np.int64), target_segs=np.zeros(int(seg.any()), np.int64), shared_candidates=False,
-        region_points=rng.random((regions, 256, 2)).astype(np.float32),
+        region_points=rng.random((regions, 256, 2)).astype(np.float32), region_labels=np.full(regions, -1), region_images=np.full(regions, -1),
     )  # fmt: skip
 
 

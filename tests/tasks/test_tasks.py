@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from xsam.data.coco import CocoInstances, CocoPanoptic
+from xsam.data.conversations import Conversations
 from xsam.data.masks import unpack
 from xsam.data.mixture import key
+from xsam.data.refer import RefCoco
 from xsam.structures import ItemOutput, Prediction, Sample, UserError
 from xsam.tasks.chat import Chat
 from xsam.tasks.generic import GenericSegmentation
@@ -16,19 +19,13 @@ from xsam.tasks.referring import ReferringSegmentation
 
 def generic(world: Path, **options) -> GenericSegmentation:
     split = "train" if options.get("train") else "val"
-    return GenericSegmentation(
-        annotations=str(world / f"annotations/panoptic_{split}.json"), segments=str(world / f"panoptic_{split}"), images=str(world / split), **options,
-    )  # fmt: skip
+    annotations = world / f"annotations/panoptic_{split}.json"
+    return GenericSegmentation(data=CocoPanoptic(annotations, world / f"panoptic_{split}", world / split), **options)
 
 
 def referring(world: Path, split: str = "val", **options) -> ReferringSegmentation:
-    return ReferringSegmentation(
-        refs=str(world / "refer/refs(shapes).p"),
-        instances=str(world / "refer/instances.json"),
-        images=str(world),
-        split=split,
-        **options,
-    )
+    data = RefCoco(world / "refer/refs(shapes).p", world / "refer/instances.json", world, split)
+    return ReferringSegmentation(data=data, **options)
 
 
 def perfect(sample: Sample, columns: int, seg: int = 0) -> ItemOutput:
@@ -51,7 +48,8 @@ def perfect(sample: Sample, columns: int, seg: int = 0) -> ItemOutput:
 )
 @pytest.mark.parametrize("with_instances", [True, False])
 def test_generic(world, metric, names, with_instances):
-    options = {"instances": str(world / "annotations/instances_val.json")} if with_instances else {}
+    instances = CocoInstances(world / "annotations/instances_val.json", world / "val")
+    options = {"instances": instances} if with_instances else {}
     task = generic(world, metric=metric, **options)
     scores = task.metric(), task.metric()
     for index in range(len(task)):
@@ -121,7 +119,8 @@ def test_referring_trains_image_by_image(world):
 
 
 def test_chat(world):
-    task = Chat(conversations=str(world / "conversations/val.json"), images=str(world))
+    data = Conversations(world / "conversations/val.json", world)
+    task = Chat(data=data)
     right, wrong = task.metric(), task.metric()
     for index in range(len(task)):
         sample = task.sample(index, np.random.default_rng(0))
@@ -130,14 +129,7 @@ def test_chat(world):
         task.score(wrong, task.postprocess([], "", sample), sample)
     assert right.compute() == {"accuracy": 100}
     assert wrong.compute() == {"accuracy": 0}
-    assert (
-        len(
-            Chat(conversations=str(world / "conversations/val.json"), images=str(world), train=True)
-            .sample(0, np.random.default_rng(0))
-            .turns
-        )
-        > 1
-    )
+    assert len(Chat(data=data, train=True).sample(0, np.random.default_rng(0)).turns) > 1
 
 
 def test_mistakes_name_the_remedy(world):

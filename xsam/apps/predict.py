@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..api import Predictor, Result
+from ..api import Result, XSam
 from ..data.masks import encode_rle
 from ..structures import UserError
 from .visualize import draw_segments, draw_title
 
 
 def predict(
-    predictor: Predictor,
+    predictor: XSam,
     config: dict[str, Any],
     images: Sequence[str],
     task: str,

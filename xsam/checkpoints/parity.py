@@ -30,7 +30,7 @@ from ..models.mask_head import ClosedSetClassifier, ConditionClassifier
 from ..models.matcher import Matcher, Matches
 from ..models.pixel_decoder import PixelDecoder
 from ..models.projector import Projector
-from ..models.xsam import ImageFeatures, XSam, normalize
+from ..models.xsam import ImageFeatures, XSamModel, normalize
 from ..structures import (
     IGNORE_INDEX,
     Batch,
@@ -92,7 +92,7 @@ class Recording:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error}); the file is damaged") from None
 
-    def _model(self, stage: int) -> XSam:
+    def _model(self, stage: int) -> XSamModel:
         weights = self.tensors("s3.state_dict")
         if listed := self._json(f"s{stage}.keys.json"):
             names = listed if isinstance(listed, list) else listed["all"]
@@ -105,7 +105,7 @@ class Recording:
         return model
 
 
-def build(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> XSam:
+def build(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> XSamModel:
     """The model that a `tiny_config` describes, with the parts that the weights (our names) are for."""
     sam, siglip, llm, m2f = (sizes[key] for key in ("sam", "siglip", "llm", "m2f"))
     C, width, pyramid = m2f["hidden_dim"], llm["hidden_size"], sizes["feature_channels"]
@@ -140,7 +140,7 @@ def build(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> XSam:
     }  # fmt: skip
     present = {name.split(".")[0] for name in weights}
     parts: dict[str, Any] = {part: make() for part, make in makers.items() if part in present}
-    return XSam(levels=sizes["seg_select_layers_used"], seg_level=sam["num_hidden_layers"] - 1, **parts)
+    return XSamModel(levels=sizes["seg_select_layers_used"], seg_level=sam["num_hidden_layers"] - 1, **parts)
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ ACTIVATIONS: tuple[tuple[str, str, Callable[[_Call], Any]], ...] = (
 
 @dataclass(frozen=True)
 class _Run:
-    model: XSam
+    model: XSamModel
     case: _Case
     regions: _Regions
     batch: Batch
@@ -403,7 +403,7 @@ class _Run:
     calls: Mapping[str, _Call]  # of every module that ran
 
 
-def _run(model: XSam, case: _Case, regions: _Regions) -> _Run:
+def _run(model: XSamModel, case: _Case, regions: _Regions) -> _Run:
     calls: dict[str, _Call] = {}
 
     def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -543,7 +543,7 @@ def _points(run: _Run, P: int, recorded: _Recorded) -> Draws:
     return Draws(*(torch.stack([*p[1:], p[0]]) for p in (matcher, oversampled, uniform)))
 
 
-def _freeze(model: XSam, learned: Collection[str]) -> None:
+def _freeze(model: XSamModel, learned: Collection[str]) -> None:
     """Leave gradients to the parts that had some (official names); the others were frozen, or had no use."""
     learning = {ours.split(".")[0] for ours in translate(learned).values() if ours}
     for name, parameter in model.named_parameters():
@@ -551,7 +551,7 @@ def _freeze(model: XSam, learned: Collection[str]) -> None:
         parameter.grad = None
 
 
-def _gradients(model: XSam, norms: Mapping[str, float | None], grads: Mapping[str, Tensor]) -> Report:
+def _gradients(model: XSamModel, norms: Mapping[str, float | None], grads: Mapping[str, Tensor]) -> Report:
     """Compare gradients by the norm of the difference, and all norms. Call after the backward pass."""
     made = {to_official(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
     expected = {name: norm or 0.0 for name, norm in norms.items()}

@@ -44,7 +44,7 @@ DEAD = (
     "visual_encoder.vision_model.head.",
 )
 
-# The top-level modules of `XSam` that have weights.
+# The top-level modules of `XSamModel` that have weights.
 PARTS = tuple(dict.fromkeys(ours.split(".")[0] for _, ours in TABLE))
 
 _SIGLIP_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.")

@@ -142,7 +142,7 @@ class CocoPanoptic(_CocoFile):
         return PanopticRecord(path, str(image["id"]), image["height"], image["width"], segments)
 
     def label_map(self, index: int) -> np.ndarray:
-        """int32[H, W] of segment ids, crowds included, 0 = void. Raises UserError for a bad PNG."""
+        """int32[H, W] of segment ids, crowds included, 0 = void. Raises BadSample for a bad PNG."""
         return read_panoptic_png(self.segments / self._annotations[index]["file_name"])
 
 

@@ -21,7 +21,9 @@ def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
     shown = [s for s in samples if s.seg_pixel_values.size]
     image_index = np.cumsum([s.seg_pixel_values.size > 0 for s in samples]) - 1
     image_index = np.where([s.seg_pixel_values.size > 0 for s in samples], image_index, -1)
-    regions = [torch.from_numpy(s.region_points) for s in samples]
+    images = [(s.pixel_values, s.seg_pixel_values, s.seg_size) for s in shown]
+    images += [reference for s in samples for reference in s.references]
+    region_points, region_image = _regions(samples, image_index, contrast or len(samples))
     return Batch(
         ids=tuple(s.id for s in samples),
         input_ids=_pad([s.input_ids for s in samples], 0),
@@ -30,11 +32,11 @@ def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
         seg_ids=_pad([s.seg_ids for s in samples], -1),
         lengths=torch.tensor([len(s.input_ids) for s in samples]),
         image_index=torch.from_numpy(image_index),
-        pixel_values=_stack([s.pixel_values for s in shown]),
-        seg_pixel_values=_stack([s.seg_pixel_values for s in shown]),
-        seg_sizes=torch.tensor([s.seg_size for s in shown]).view(-1, 2),
-        region_points=torch.cat(regions),
-        region_image=torch.from_numpy(np.repeat(image_index, [len(r) for r in regions])),
+        pixel_values=_stack([pixels for pixels, _, _ in images]),
+        seg_pixel_values=_stack([frame for _, frame, _ in images]),
+        seg_sizes=torch.tensor([size for _, _, size in images]).view(-1, 2),
+        region_points=torch.from_numpy(region_points),
+        region_image=torch.from_numpy(region_image),
         items=_items(samples, image_index, contrast or len(samples)),
     )
 
@@ -61,17 +63,49 @@ def uncollate(output: ModelOutput, batch: Batch, samples: Sequence[Encoded]) -> 
     return split
 
 
+def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points float32[R, P, 2] and image int64[R] of every `<region>` of the batch, in reading order.
+
+    A row with slots draws each from its contrast group: a region of the wanted label, else one of a label that the row
+    does not show and no slot of it wants, else nowhere (points outside of the frame, where all features are zero).
+    """
+    nowhere = np.full((256, 2), -1, np.float32)
+    first = (image_index >= 0).sum() + np.cumsum([0, *(len(s.references) for s in samples)])  # of the references
+    places = [np.where(s.region_images < 0, image_index[b], first[b] + s.region_images) for b, s in enumerate(samples)]
+    points, images = [np.zeros((0, 256, 2), np.float32)], [np.zeros(0, np.int64)]
+    for b, sample in enumerate(samples):
+        if not len(sample.slots):
+            points.append(sample.region_points)
+            images.append(places[b])
+            continue
+        group = _group(b, contrast, len(samples))
+        pool = [(g, r) for g in group for r in range(len(samples[g].region_labels))]
+        pool = [pool[i] for i in np.random.default_rng(sample.key).permutation(len(pool))]
+        taboo = {*sample.region_labels.tolist(), *sample.slots.tolist()}
+        for label in sample.slots:
+            wanted = [(g, r) for g, r in pool if samples[g].region_labels[r] == label]
+            foreign = [(g, r) for g, r in pool if int(samples[g].region_labels[r]) not in taboo]
+            chosen = next(iter(wanted or foreign), None)
+            if chosen:
+                pool.remove(chosen)
+            points.append(samples[chosen[0]].region_points[chosen[1] :][:1] if chosen else nowhere[None])
+            images.append(places[chosen[0]][chosen[1] :][:1] if chosen else image_index[b : b + 1])
+    return np.concatenate(points), np.concatenate(images)
+
+
+def _group(row: int, contrast: int, rows: int) -> range:
+    """The rows of a row's contrast group."""
+    start = row - row % contrast
+    return range(start, min(start + contrast, rows))
+
+
 def _items(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -> DecoderItems:
     spans = np.array([s.span_ids.max(initial=-1) + 1 for s in samples])
     first = spans.cumsum() - spans  # flat number of each row's first span
     rows: list[tuple[int, int, int]] = []  # image, sample, number of the <SEG>
     candidates, targets, keys = [], [], []
     for b, sample in enumerate(samples):
-        group = (
-            range(b - b % contrast, min(b - b % contrast + contrast, len(samples)))
-            if sample.shared_candidates
-            else (b,)
-        )
+        group = _group(b, contrast, len(samples)) if sample.shared_candidates else range(b, b + 1)
         own = np.concatenate([first[g] + np.arange(spans[g]) for g in group]).astype(np.int64)
         offset = first[b] - first[group[0]]
         ids = torch.from_numpy(sample.target_ids)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..structures import UserError
+from ..structures import BadSample
 
 PAD_COLOUR = 127  # int(255 * 0.5), the mean of SigLIP's normalisation
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -19,7 +19,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read any image file as RGB, uint8[H, W, 3].
 
     The EXIF orientation is not applied: annotations are drawn on the pixels as stored. Transparency is
-    dropped, 16-bit grey scaled to 8 bits. Raises UserError when the file is missing, truncated or no image.
+    dropped, 16-bit grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image.
     """
     try:
         with Image.open(path) as image:
@@ -28,7 +28,7 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except _DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
+        raise BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
 
 
 def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:

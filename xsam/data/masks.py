@@ -120,7 +120,7 @@ def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
 
 
 def read_panoptic_png(path: str | Path) -> np.ndarray:
-    """COCO's panoptic PNG -> int32[H, W], id = R + 256 G + 256^2 B. Raises UserError as `read_image` does."""
+    """COCO's panoptic PNG -> int32[H, W], id = R + 256 G + 256^2 B. Raises BadSample as `read_image` does."""
     return read_image(path).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
 
 

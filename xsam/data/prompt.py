@@ -75,8 +75,8 @@ class Processor:
         """Encode a sample; `key` seeds the region points and, later, the criterion's points.
 
         Raises:
-            BadSample: the text is longer than `max_length`, a tag is unbalanced, or a prompt region is empty.
-            UserError: the image cannot be read.
+            BadSample: the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, or an
+                image cannot be read.
         """
         ids, labels = self.tokenize(sample.turns)
         return self._encode(sample, key, ids, labels)
@@ -124,25 +124,39 @@ class Processor:
         pixels = np.zeros((3, 0, 0), np.uint8)
         frame, seg_size, image_size = pixels, (0, 0), (0, 0)
         if sample.image:
-            image = read_image(sample.image)
-            image_size = image.shape[:2]
-            frame, seg_size = fit_frame(image, side)
-            if self.vision_size:
-                pixels = vision_image(image, self.vision_size, self.vision_geometry, self.vision_resample)
+            pixels, frame, seg_size, image_size = self._image(sample.image)
+        shown = [region.image for region in sample.regions]
+        references = {name: self._image(name)[:3] for name in dict.fromkeys(shown) if name}
+        numbers = {"": -1} | {name: number for number, name in enumerate(references)}
         targets = np.full((1, side, side), -1, np.int16)
         if sample.masks.count:
             if sample.masks.ids.shape[1:] != image_size:
                 raise BadSample(f"{sample.id}: masks are {sample.masks.ids.shape[1:]}, the image is {image_size}")
             targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), side)
         rng = np.random.default_rng(key)
-        points = [sample_points(self._region(region, seg_size), rng) for region in sample.regions]
+        points = [
+            sample_points(self._region(r.mask, references[r.image][2] if r.image else seg_size), rng)
+            for r in sample.regions
+        ]
         return Encoded(
             id=sample.id, key=key, input_ids=input_ids, labels=np.array(labels, np.int64), span_ids=span_ids,
             seg_ids=seg_ids,
             pixel_values=pixels, seg_pixel_values=frame, seg_size=seg_size, image_size=image_size, target_ids=targets,
             target_labels=sample.labels, target_segs=sample.mask_segs, shared_candidates=sample.shared_candidates,
             region_points=np.stack(points) if points else np.zeros((0, 256, 2), np.float32),
+            region_labels=np.array([r.label for r in sample.regions], np.int64),
+            region_images=np.array([numbers[name] for name in shown], np.int64), slots=sample.slots,
+            references=tuple(references.values()),
         )  # fmt: skip
+
+    def _image(self, path: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]:
+        """Pixels for the vision encoder, pixels in the frame, the (h, w) that they cover there, and (H, W)."""
+        image = read_image(path)
+        frame, seg_size = fit_frame(image, self.seg_size)
+        pixels = np.zeros((3, 0, 0), np.uint8)
+        if self.vision_size:
+            pixels = vision_image(image, self.vision_size, self.vision_geometry, self.vision_resample)
+        return pixels, frame, seg_size, (image.shape[0], image.shape[1])
 
     def _region(self, region: dict[str, Any], seg_size: tuple[int, int]) -> np.ndarray:
         ids = np.where(decode_rle(region), 0, -1).astype(np.int16)[None]

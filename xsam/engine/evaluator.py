@@ -20,7 +20,7 @@ from .. import __version__, config
 from ..data.collate import collate, uncollate
 from ..data.mixture import key
 from ..data.prompt import Processor
-from ..models.xsam import XSam
+from ..models.xsam import XSamModel
 from ..structures import BadSample, Encoded, ItemOutput, Prediction, Sample, Segment, UserError
 from ..tasks.base import Task
 from . import distributed
@@ -29,7 +29,7 @@ PROTOCOLS = ("paper", "strict")
 
 
 def evaluate(
-    model: XSam,
+    model: XSamModel,
     processor: Processor,
     rows: Mapping[str, dict[str, Any]],
     out: Path,
@@ -77,7 +77,7 @@ def _same_questions(rows: Mapping[str, dict[str, Any]]) -> list[list[str]]:
 
 @torch.no_grad()
 def _answer(
-    model: XSam,
+    model: XSamModel,
     processor: Processor,
     tasks: Mapping[str, Task],
     indices: range,
@@ -118,14 +118,14 @@ def _answer(
 Answer = tuple[str, list[ItemOutput]]
 
 
-def _given(model: XSam, processor: Processor, samples: Sequence[Sample]) -> list[Answer]:
+def _given(model: XSamModel, processor: Processor, samples: Sequence[Sample]) -> list[Answer]:
     """One pass over questions and given answers."""
     encoded = [processor(sample, key("evaluate", sample.id)) for sample in samples]
     texts = [sample.turns[0].answer if sample.turns else "" for sample in samples]
     return list(zip(texts, _outputs(model, encoded), strict=True))
 
 
-def _generated(model: XSam, processor: Processor, task: Task, samples: Sequence[Sample]) -> list[Answer]:
+def _generated(model: XSamModel, processor: Processor, task: Task, samples: Sequence[Sample]) -> list[Answer]:
     """The model answers; where it wrote a `<SEG>`, question and answer are read again for the masks."""
     seeds = [key("evaluate", sample.id) for sample in samples]
     prompts = [processor.prompt(sample, seed) for sample, seed in zip(samples, seeds, strict=True)]
@@ -145,12 +145,12 @@ def _generated(model: XSam, processor: Processor, task: Task, samples: Sequence[
     return results
 
 
-def _outputs(model: XSam, encoded: Sequence[Encoded]) -> list[list[ItemOutput]]:
+def _outputs(model: XSamModel, encoded: Sequence[Encoded]) -> list[list[ItemOutput]]:
     batch = collate(encoded, 1).to(_device(model))
     return uncollate(model(batch), batch, encoded)
 
 
-def _device(model: XSam) -> torch.device:
+def _device(model: XSamModel) -> torch.device:
     return next(model.parameters()).device
 
 

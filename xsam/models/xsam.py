@@ -33,7 +33,7 @@ class ImageFeatures:
     mask_features: Tensor  # float[I, C, h, w]
 
 
-class XSam(nn.Module):
+class XSamModel(nn.Module):
     """The whole model. Stage 1 is built without the language parts, stage 2 without the decoder parts.
 
     Args:
@@ -157,10 +157,8 @@ class XSam(nn.Module):
             seg_tokens = self.seg_projector(maps[-1])
             tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
         if self.connector is not None and self.pixel_decoder is not None and len(batch.items):
-            maps = maps[: len(self.levels)]
-            if not batch.items.targets:  # the idle item of `_complete` looks at the first image only
-                maps = [m[:1] for m in maps]
-            mask_features, levels = self.pixel_decoder(self.connector(maps))
+            asked = int(batch.items.image.max()) + 1  # not the reference images, which stand last
+            mask_features, levels = self.pixel_decoder(self.connector([m[:asked] for m in maps[: len(self.levels)]]))
         return ImageFeatures(tokens, seg_tokens, tuple(levels), mask_features)
 
     def splice(self, batch: Batch, features: ImageFeatures) -> Spliced:

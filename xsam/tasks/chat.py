@@ -15,16 +15,14 @@ class Chat(Task):
     """A LLaVA-style file of conversations. Evaluation asks the first question of each and compares the answer.
 
     Args:
-        conversations: the JSON file.
-        images: folder the records' image paths start from.
+        data: a reader of conversations.
     """
 
     name = "chat"
     generates = True
 
-    def __init__(self, *, conversations: str, images: str, train: bool = False, max_new_tokens: int = 32) -> None:
-        self.data = Conversations(conversations, images)
-        self.train, self.max_new_tokens = train, max_new_tokens
+    def __init__(self, *, data: Conversations, train: bool = False, max_new_tokens: int = 32) -> None:
+        self.data, self.train, self.max_new_tokens = data, train, max_new_tokens
 
     def __len__(self) -> int:
         return len(self.data)

@@ -31,7 +31,7 @@ class GenericSegmentation(Task):
     """One split of a COCO-panoptic-style dataset. Rows that differ in `metric` alone are answered by one forward pass.
 
     Args:
-        annotations, segments, images: the JSON, the folder of panoptic PNGs, the folder of images.
+        data: a reader of panoptic segments.
         instances: COCO instances of the same images, the truth of the instance score; else the panoptic things are.
         metric: "panoptic", "instance" or "semantic".
         closed_set: no text; labels are class indices (stage 1).
@@ -43,17 +43,16 @@ class GenericSegmentation(Task):
     name = "generic"
 
     def __init__(
-        self, *, annotations: str, segments: str, images: str, instances: str = "", metric: str = "panoptic",
+        self, *, data: CocoPanoptic, instances: CocoInstances | None = None, metric: str = "panoptic",
         closed_set: bool = False, train: bool = False, partial: float = 0.5, score: float = 0.0,
         questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
         if metric not in METRICS:
             raise UserError(f"metric={metric!r} is unknown; generic segmentation has {', '.join(METRICS)}")
-        self.data = CocoPanoptic(annotations, segments, images)
+        self.data, self.instances = data, instances
         self.kind, self.closed_set, self.train = metric, closed_set, train
         self.partial, self.threshold = partial, score
         self.questions, self.answers = questions, answers
-        self.instances = CocoInstances(instances, images) if instances and metric == "instance" else None
         self.categories: list[Category] = self.data.categories
 
     def __len__(self) -> int:

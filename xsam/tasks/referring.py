@@ -30,18 +30,17 @@ class ReferringSegmentation(Task):
     one sentence; where the file says of what kind it is, as the embedded world does, kinds are scored apart too.
 
     Args:
-        refs, instances, images: `refs(...).p`, `instances.json`, the folder of images.
-        split: "train", "val", "testA", ...
+        data: a reader of expressions.
         max_turns: most objects of an image in one training sample.
     """
 
     name = "referring"
 
     def __init__(
-        self, *, refs: str, instances: str, images: str, split: str, train: bool = False, max_turns: int = 5,
+        self, *, data: RefCoco, train: bool = False, max_turns: int = 5,
         questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
-        self.data = RefCoco(refs, instances, images, split)
+        self.data = data
         self.train, self.max_turns = train, max_turns
         self.questions, self.answers = questions, answers
         self.rows: list[tuple[int, ...]]  # the objects of an image, or (object, sentence)

@@ -1,13 +1,21 @@
 """COCO panoptic val2017: three scores of one forward pass. `published`: X-SAM, arXiv 2508.04655."""
 
+from xsam.data.coco import CocoInstances, CocoPanoptic
 from xsam.tasks.generic import GenericSegmentation
 
 _coco = dict(
     type=GenericSegmentation,
-    annotations="data/coco/annotations/panoptic_val2017.json",
-    segments="data/coco/annotations/panoptic_val2017",
-    images="data/coco/val2017",
-    instances="data/coco/annotations/instances_val2017.json",
+    data=dict(
+        type=CocoPanoptic,
+        annotations="data/coco/annotations/panoptic_val2017.json",
+        segments="data/coco/annotations/panoptic_val2017",
+        images="data/coco/val2017",
+    ),
+    instances=dict(
+        type=CocoInstances,
+        annotations="data/coco/annotations/instances_val2017.json",
+        images="data/coco/val2017",
+    ),
 )
 
 benchmarks = dict(

@@ -1,14 +1,18 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: eight splits. `published`: cIoU of X-SAM, arXiv 2508.04655."""
 
+from xsam.data.refer import RefCoco
 from xsam.tasks.referring import ReferringSegmentation
 
 benchmarks = {
     f"{name}_{split}": dict(
         type=ReferringSegmentation,
-        refs=f"data/refer/{name}/refs({by}).p",
-        instances=f"data/refer/{name}/instances.json",
-        images="data/coco/train2014",
-        split=split,
+        data=dict(
+            type=RefCoco,
+            refs=f"data/refer/{name}/refs({by}).p",
+            instances=f"data/refer/{name}/instances.json",
+            images="data/coco/train2014",
+            split=split,
+        ),
         published=dict(cIoU=ciou),
     )
     for name, by, splits in (

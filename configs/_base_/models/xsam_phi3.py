@@ -9,10 +9,10 @@ from xsam.models.mask_decoder import MaskDecoder
 from xsam.models.mask_head import ConditionClassifier
 from xsam.models.pixel_decoder import PixelDecoder
 from xsam.models.projector import Projector
-from xsam.models.xsam import XSam
+from xsam.models.xsam import XSamModel
 
 model = dict(
-    type=XSam,
+    type=XSamModel,
     levels=[12, 18, 24],
     seg_level=23,
     seg_encoder=dict(type=SamEncoder, image_size=1024),

@@ -115,7 +115,7 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], what: str, least:
         raise BadSample(f"{what}: has no {key!r}")
     value: Any = record[key]
     wrong_bool = isinstance(value, bool) and kind is not bool
-    if not isinstance(value, kind) or wrong_bool or (least is not None and not value >= least):
+    if not isinstance(value, kind) or wrong_bool or (least is not None and value < least):
         raise BadSample(f"{what}: {key!r} is {_short(value)}")
     return value
 

@@ -63,12 +63,12 @@ def rows(data: Path, **options: Any) -> dict[str, dict[str, Any]]:
     return {
         name: dict(
             type=kind,
-            data=dict(
-                type="xsam.data.coco.CocoPanoptic",
-                annotations=f"{data}/{name}.json",
-                segments=f"{data}/segments",
-                images=f"{data}/images",
-            ),
+            data={
+                "type": "xsam.data.coco.CocoPanoptic",
+                "annotations": f"{data}/{name}.json",
+                "segments": f"{data}/segments",
+                "images": f"{data}/images",
+            },
             **options,
         )
         for name in ("both", "coco", "hf_39769")

@@ -114,8 +114,8 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], what: str, least:
     if key not in record:
         raise BadSample(f"{what}: has no {key!r}")
     value: Any = record[key]
-    wrong_bool = isinstance(value, bool) and kind is not bool
-    if not isinstance(value, kind) or wrong_bool or (least is not None and value < least):
+    small = least is not None and isinstance(value, int | float) and not value >= least  # NaN is small too
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or small:
         raise BadSample(f"{what}: {key!r} is {_short(value)}")
     return value
 

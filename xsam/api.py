@@ -13,13 +13,16 @@ import numpy as np
 import torch
 
 from . import config as configs
-from .checkpoints.loading import load_weights
+from .checkpoints.loading import load_model
+from .checkpoints.pretrained import fetch
 from .data.collate import collate, uncollate
 from .data.images import read_image
 from .data.masks import mask_box
 from .data.mixture import key
 from .data.postprocess import best_mask, instances, panoptic, semantic
 from .data.prompt import Processor
+from .engine.distributed import say
+from .models import lora
 from .models.xsam import XSamModel
 from .structures import ItemOutput, Sample, Turn, UserError
 from .tasks import generic, referring
@@ -52,29 +55,41 @@ class Result:
 
 
 def load(
-    checkpoint: str, config_path: str = "", overrides: Sequence[str] = (), device: str = ""
+    checkpoint: str, config_path: str = "", overrides: Sequence[str] = (), device: str = "", new: Sequence[str] = ()
 ) -> tuple[XSamModel, Processor, dict[str, Any]]:
-    """Build and load a model, its processor and its config.
+    """Build and load a model, its processor and its config. The model keeps the precision of the checkpoint.
 
     Args:
-        checkpoint: a run folder or another file of weights; "random" asks for random weights.
+        checkpoint: a run folder, another file of weights, or a hub name; "random" asks for random weights.
         config_path: the config to build; by default the one stored in the checkpoint's folder.
         overrides: `a.b=value` changes of the config.
+        new: patterns of what may be missing in the checkpoint, and is random then.
 
     Raises:
-        UserError: no config, no weights, or weights that do not fit the model.
+        UserError: no config, no weights, or weights that do not fit the model or the tokenizer.
     """
-    if checkpoint != RANDOM and not Path(checkpoint).exists():
-        raise UserError(f"checkpoint {checkpoint}: no such file or folder; give a run folder of `xsam train`")
-    if not config_path and (checkpoint == RANDOM or not (Path(checkpoint) / "config.json").is_file()):
+    folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
+    stored = folder / "config.json"
+    if not config_path and (checkpoint == RANDOM or not stored.is_file()):
         raise UserError(f"checkpoint {checkpoint} holds no config.json; give the config of the model as well")
-    config = configs.load(config_path or checkpoint, overrides)
+    config = configs.load(config_path or stored, overrides)
+    if "model" not in config or "processor" not in config:
+        raise UserError(f"{config_path or stored}: describes no model of X-SAM; give the config of the model")
+    chosen = config_path or any(override.startswith("processor.tokenizer=") for override in overrides)
+    if not chosen and (folder / "tokenizer_config.json").is_file():
+        config["processor"]["tokenizer"] = str(folder)  # a run folder needs nothing else
+    processor = configs.build(config["processor"])
     torch.manual_seed(0)  # random weights, where they are asked for, are the same each time
-    model: XSamModel = configs.build(config["model"])
-    if checkpoint != RANDOM:
-        print(load_weights(model, [checkpoint]))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(chosen).eval(), configs.build(config["processor"]), config
+    if checkpoint == RANDOM:
+        model = configs.build(config["model"])
+    else:
+        model, report = load_model(
+            config["model"], [checkpoint], new, vocabulary=len(processor.tokenizer or ()),
+            adapters=lora.of_config(configs.load(stored)) if stored.is_file() else None,
+        )  # fmt: skip
+        say(str(report))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), processor, config
 
 
 class XSam:

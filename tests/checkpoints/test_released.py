@@ -1,4 +1,5 @@
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_table_is_a_bijection_onto_the_full_size_model(stage: int) -> None:
     if not listing.is_file():
         pytest.skip("no recordings here")
     keys = json.loads(listing.read_text())
+    assert len(keys["saved"]) == {1: 701, 2: 8, 3: 1356}[stage]
     listed = keys["all"] or keys["saved"]
     alive = {name: ours for name, ours in translate(listed).items() if ours is not None}
     assert len(set(alive.values())) == len(alive)
@@ -113,3 +115,14 @@ def test_table_is_a_bijection_onto_the_full_size_model(stage: int) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in full_size(stage).state_dict().items()}
     assert shapes == {ours: listed[name]["shape"] for name, ours in alive.items()}
     assert keys["saved"].keys() <= listed.keys()
+    renamed = {main_branch(name, keys["saved"]): name for name in listed}
+    assert len(renamed) == len(listed)
+    assert translate(renamed) == {new: alive.get(name) for new, name in renamed.items()}
+
+
+def main_branch(name: str, saved: Collection[str]) -> str:
+    """What the official main branch calls a tensor of the archive branch."""
+    name = name.replace("visual_encoder.", "vision_encoder.")
+    if "segmentor.class_predictor.bias" in saved:  # stage 1
+        return name.replace("segmentor.class_predictor.", "segmentor.class_predictor.predictor.")
+    return name.replace("segmentor.logit_scale", "segmentor.class_predictor.logit_scale")

@@ -1,93 +1,180 @@
-"""Weights from files into a model: strict, and explained. What was not loaded was asked for by name."""
+"""Weights from files into a model: strict, and explained. What was not loaded was asked for by name.
 
+Tensors stay mapped from their files, copy-on-write, until they are read or written: a loaded model takes no memory of
+its own, and training it does not touch the file.
+"""
+
+import io
 import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import reduce
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ..models.encoders import SamEncoder, resize_positions
+from .. import config as configs
+from ..compat import prepare_deepspeed
+from ..models.encoders import SamEncoder, SiglipEncoder, TimmEncoder, resize_grid, resize_positions
+from ..models.lora import Lora, inject
 from ..structures import UserError
+from .pretrained import TIMM, base_names, fetch, timm_architecture
 from .released import PARTS, is_official, translate
 
-FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
+
+# What DeepSpeed's files may hold beside tensors and plain values: classes that do nothing when they are made.
+INERT = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint under the names it uses; their bytes stay in the file until they are read.
 
-    Takes a safetensors file, a `.bin` / `.pth` file of torch.save, or a folder with one of `FOLDER_FILES`. A
-    "state_dict" wrapper and a common "module." prefix are taken off. Raises UserError for a missing or
-    damaged file, or one that holds more than tensors.
+    Takes a safetensors file, a `.bin` / `.pth` file of torch.save, a folder with one of `FOLDER_FILES`, and a
+    training state of DeepSpeed, ours or another's: its folder, or the one around it with the file `latest`. A
+    "state_dict" or "module" wrapper and what a trainer puts before the names are taken off. Raises UserError for a
+    missing or damaged file, or one that holds more than tensors.
     """
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: no weights in this folder; expected one of {', '.join(FOLDER_FILES)}")
+            return _plain_names(_read_state(path))
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a weight file or a folder that holds one")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _plain_names(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+
+
+def read_weights(source: str | Path) -> dict[str, Tensor]:
+    """`read_tensors` of a path or hub name, under our names.
+
+    Official names and those of base models are recognised by content and translated; what no module of ours has is
+    left out. timm's tensors depend on the encoder that takes them: "timm.ARCHITECTURE." stands before their names.
+    """
+    path = fetch(source)
+    tensors = read_tensors(path)
+    if architecture := timm_architecture(path):
+        return {f"{TIMM}{architecture}.{name}": tensor for name, tensor in tensors.items()}
+    official = base_names(tensors)
+    if not official and not is_official(tensors):
+        return tensors
+    official = official or {name: name for name in tensors}
+    ours = translate([name for name in official.values() if name is not None])
+    names = {name: ours[known] for name, known in official.items() if known is not None}
+    weights = {new: tensors[name] for name, new in names.items() if new is not None}
+    if len(weights) < sum(new is not None for new in names.values()):
+        raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
+    return weights
+
+
+def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without "module.", of data parallelism, or "model." and "criterion.", of our training states."""
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if any(name.startswith(tuple(f"model.{part}." for part in PARTS)) for name in tensors):
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("criterion.")}
+        tensors = {name.removeprefix("model."): tensor for name, tensor in kept.items()}
     return tensors
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """`read_tensors` under our names. Official ones are recognised by content and translated; those that no
-    module of ours has are left out."""
-    tensors = read_tensors(path)
-    if not is_official(tensors):
-        return tensors
-    return {ours: tensors[name] for name, ours in translate(tensors).items() if ours is not None}
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        files = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+        files = dict.fromkeys(index.parent / name for name in json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index}: not an index of weight files; download or export it again") from None
-    return {name: tensor for file in files for name, tensor in read_tensors(index.parent / file).items()}
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except SafetensorError as error:
-        raise UserError(
-            f"{path}: damaged, it cannot be read ({_first_line(error)}); copy or download it again"
-        ) from None
+    with _readable(path), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
+    with _readable(path):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        if "Unsupported global" in str(error):
-            problem = "holds Python objects, which could run code; save the model's state dict alone"
-        else:
-            problem = f"damaged, it cannot be read ({_first_line(error)}); copy or download it again"
-        raise UserError(f"{path}: {problem}") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    for wrapper in ("state_dict", "module"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: not a dict of tensors; save the model's state dict alone")
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of a training state in fp32, put together by DeepSpeed's own functions.
+
+    They unpickle without restriction, so before that every file is searched for what is not in INERT; torch's search
+    gives up on files in which a name could hide. Up to ZeRO stage 2 one file holds the whole model as it computes,
+    with what is frozen; stage 0 has no other.
+    """
+    if (folder / "latest").is_file():
+        folder = folder / (folder / "latest").read_text().strip()
+    if not any(folder.glob("*_model_states.pt")):
+        known = ", ".join(FOLDER_FILES)
+        raise UserError(
+            f"{folder}: no weights in this folder; expected one of {known}, or DeepSpeed's *_model_states.pt"
+        )
+    whole = folder / "mp_rank_00_model_states.pt"
+    tensors = _read_pickle(whole) if whole.is_file() else {}
+    if tensors and not any(folder.glob("*_optim_states.pt")):
+        return tensors
+    for file in sorted(folder.glob("*.pt")):
+        with _readable(file):
+            foreign = set(get_unsafe_globals_in_checkpoint(file)) - INERT
+        if foreign:
+            raise UserError(
+                f"{file}: holds {', '.join(sorted(foreign))}, which could run code; nothing was executed; "
+                "if you trust it, merge the folder by DeepSpeed's zero_to_fp32.py and give the result"
+            )
+    prepare_deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with _readable(folder), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        merged = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True)
+        return tensors | {name: tensor.contiguous() for name, tensor in merged.items()}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What a file's content can do to its reader, as one line."""
+    try:
+        yield
+    except (
+        SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError,
+        AttributeError, TypeError,
+    ) as error:  # fmt: skip
+        if "Unsupported global" in str(error):
+            problem = "holds Python objects, which could run code; save the model's state dict alone"
+        else:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = f"damaged, it cannot be read ({reason}); copy or download it again"
+        raise UserError(f"{path}: {problem}") from None
 
 
 @dataclass
@@ -97,8 +184,9 @@ class LoadReport:
     total: Counter[str] = field(default_factory=Counter)  # tensors of each part of the model
     loaded: Counter[str] = field(default_factory=Counter)
     new: list[str] = field(default_factory=list)  # left at random, as asked
-    resized: list[str] = field(default_factory=list)  # SAM positions made for another image size
+    resized: list[str] = field(default_factory=list)  # made for another image size or vocabulary
     skipped: dict[str, Counter[str]] = field(default_factory=dict)  # by source and part
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         notes = {"new": Counter(map(_part, self.new)), "resized": Counter(map(_part, self.resized))}
@@ -109,57 +197,149 @@ class LoadReport:
         for source, parts in self.skipped.items():
             listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
             lines.append(f"skipped in {source}: {listed}")
-        return "\n".join(lines)
+        return "\n".join(lines + self.notes)
 
 
-def load_weights(model: nn.Module, sources: Sequence[str], new: Sequence[str] = ()) -> LoadReport:
-    """Fill a model from checkpoints, in place and in the model's precision; later sources override earlier.
-
-    Parts that the model does not have are skipped and reported, and so is the closed-set classifier of a
-    stage-1 source where the model classifies by conditions. SAM's positions are resized to the model's image
-    size.
+def load_model(
+    model: dict[str, Any],
+    sources: Sequence[str | Path],
+    new: Sequence[str] = (),
+    *,
+    dtype: torch.dtype | None = None,
+    vocabulary: int = 0,
+    adapters: Lora | None = None,
+) -> tuple[nn.Module, LoadReport]:
+    """Build the model of a config and fill it from checkpoints, without holding a weight twice.
 
     Args:
-        sources: paths for `read_weights`.
+        model: `config["model"]`. Its `llm.vocab_size` becomes what the sources hold, in place.
+        sources: paths or hub names for `read_weights`; later ones override earlier ones.
+        new: as in `load_weights`.
+        dtype: as in `load_weights`.
+        vocabulary: length of the tokenizer, 0 = none is needed. The base weights of a language model are cut or
+            extended to it; X-SAM's own must have it.
+        adapters: what a run with LoRA has beside its base weights.
+
+    Raises:
+        UserError: as `load_weights`; or the tokenizer is another than that of the weights.
+    """
+    weights = {str(source): read_weights(source) for source in sources}
+    holders = [name for name, tensors in weights.items() if EMBEDDING in tensors and not _asked(EMBEDDING, new)]
+    llm, rows, note = model.get("llm", {}), 0, ""
+    if llm and holders:
+        rows = len(weights[holders[-1]][EMBEDDING])
+        if _is_language_model(weights[holders[-1]]):
+            rows = vocabulary or llm["vocab_size"]
+        if llm["vocab_size"] != rows:
+            note = f"model.llm.vocab_size: {rows} instead of {llm['vocab_size']}, for {holders[-1]}"
+            llm["vocab_size"] = rows
+    built = build_model(model, new)
+    if adapters:
+        inject(built, adapters)
+    report = load_weights(built, weights, new, dtype)
+    if rows and vocabulary and rows != vocabulary:
+        raise UserError(
+            f"{holders[-1]}: has {rows} token embeddings, the tokenizer {vocabulary} tokens with X-SAM's three; "
+            "give the tokenizer that it was trained with as processor.tokenizer"
+        )
+    report.notes += [note] if note else []
+    return built, report
+
+
+def build_model(model: dict[str, Any], new: Sequence[str]) -> nn.Module:
+    """The model of a config; a part without anything new has no memory yet, `load_weights` gives it some."""
+    parts = {name: node for name, node in model.items() if isinstance(node, dict) and "type" in node}
+    built = {}
+    for name, node in parts.items():
+        with init_empty_weights(include_buffers=False):
+            part = configs.build(node)
+        if any(_asked(f"{name}.{tensor}", new) for tensor in part.state_dict()):
+            part = configs.build(node)
+        elif hasattr(part, "tie_weights"):
+            part.tie_weights()  # emptying them made two of one
+        built[name] = part
+    return configs.build({key: value for key, value in model.items() if key not in parts}, **built)
+
+
+def load_weights(
+    model: nn.Module,
+    sources: Mapping[str, Mapping[str, Tensor]],
+    new: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> LoadReport:
+    """Make the tensors of checkpoints those of a model; later sources override earlier.
+
+    Parts that the model does not have are skipped and reported, and so is the closed-set classifier of a
+    stage-1 source where the model classifies by conditions. Positions of SAM and SigLIP are resized to the model's
+    image size, the vocabulary of a source that is a language model alone to the model's.
+
+    Args:
+        model: with or without memory.
+        sources: weights by where they come from, as `read_weights` gives them.
         new: fnmatch patterns of tensors or modules that start at random, whatever the sources hold.
+        dtype: precision of the model; by default the one that its tensors are stored in, the widest if they differ.
 
     Raises:
         UserError: no source has a tensor of the model, a part of the model does not know a name, a shape
-            differs, or a pattern matches nothing.
+            differs, or a pattern matches nothing. The model is as it was.
     """
     state = model.state_dict(keep_vars=True)
     report = LoadReport(total=Counter(map(_part, state)))
     found: dict[str, Tensor] = {}
     known, resized = set(state), set[str]()
     problems: list[str] = []
-    for source in sources:
-        weights = read_weights(source)
+    for source, stored in sources.items():
+        _check_language_model(source, stored, model)
+        weights = _placed(stored, model)
         known |= weights.keys()
         weights, skipped = _wanted({n: t for n, t in weights.items() if not _asked(n, new)}, state)
         if skipped:
-            report.skipped[str(source)] = skipped
-        fitted = _resize_sam(weights, model)
+            report.skipped[source] = skipped
+        fitted = _fitted(weights, model, state)
         resized |= fitted.keys()
         weights |= fitted
         problems += _misfits(source, weights, state)
         found |= {n: t for n, t in weights.items() if n in state and t.shape == state[n].shape}
-    covered = {id(state[name]) for name in found}  # tied tensors stand in a file once
+    covered = {id(state[name]): name for name in found}  # tied tensors stand in a file once, or twice the same
+    problems += [
+        f"{name} and {covered[id(state[name])]} are one tensor in the model, but differ in the sources"
+        for name in found
+        if covered[id(state[name])] != name and not torch.equal(found[name], found[covered[id(state[name])]])
+    ]
     missing = [name for name in state if id(state[name]) not in covered]
     report.new = [name for name in missing if _asked(name, new)]
     report.resized = [name for name in state if name in resized]
     if left := [name for name in missing if not _asked(name, new)]:
         problems.append(f"no source has {_some(left)}")
+        problems += [f"{source} {hint}" for source, weights in sources.items() if (hint := _looks_like(weights))]
     idle = [pattern for pattern in new if not any(_asked(name, [pattern]) for name in known)]
     problems += [f"new={pattern!r} matches nothing" for pattern in idle]
     if problems:
-        where = ", ".join(map(str, sources)) or "no weights given"
+        where = ", ".join(sources) or "no weights given"
         remedy = "correct the config, or name in `new` what shall start at random"
         raise UserError(f"{where}: {'; '.join(problems)}; {remedy}")
-    with torch.no_grad():
-        for name, tensor in found.items():
-            state[name].copy_(tensor)
+    _adopt(model, found, dtype or _widest(found.values()))
     report.loaded = Counter(map(_part, set(state) - set(missing)))
     return report
+
+
+def _adopt(model: nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Put tensors in the place of the model's, without a copy where the precision is right."""
+    model.to(dtype)
+    state = model.state_dict(keep_vars=True)
+    owners: dict[int, Tensor] = {}
+    for name, tensor in found.items():
+        old = state[name]
+        if id(old) not in owners:
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            owners[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    adopted = {name: owners[id(old)] for name, old in state.items() if id(old) in owners}
+    model.load_state_dict(adopted, strict=False, assign=True)
+
+
+def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
 def _part(name: str) -> str:
@@ -174,9 +354,53 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{', ..' if len(names) > 3 else ''} ({len(names)} tensors)"
 
 
+def _is_language_model(weights: Iterable[str]) -> bool:
+    """Whether a source is a language model alone: the base of one, not X-SAM's."""
+    return all(name.startswith("llm.") for name in weights)
+
+
+def _check_language_model(source: str, weights: Iterable[str], model: nn.Module) -> None:
+    """Say it in one word, where every name would differ: only Phi-3 keeps queries, keys and values in one matrix."""
+    theirs = [name for name in weights if name.startswith("llm.model.layers.0.self_attn.")]
+    ours = [name for name in model.state_dict() if name.startswith("llm.model.layers.0.self_attn.")]
+    fused, wanted = (any(".qkv_proj." in name for name in names) for names in (theirs, ours))
+    if theirs and ours and fused != wanted:
+        kind = cast(Any, model.get_submodule("llm")).config.model_type
+        held = "a fused Phi-3" if fused else "not fused as Phi-3 is"
+        raise UserError(f"{source}: its language model is {held}, the config's is {kind}; give the config of the file")
+
+
+def _looks_like(weights: Mapping[str, Tensor]) -> str:
+    """What a source seems to be that does not hold everything."""
+    parts = set(map(_part, weights))
+    if "classifier.predictor.weight" in weights:
+        return "looks like stage 1: a segmentor with a closed set of classes, no language model"
+    if "projector" in parts and "mask_decoder" not in parts:
+        only = parts == {"projector", "seg_projector"}
+        return f"looks like stage 2: {'only the projectors' if only else 'no mask decoder'}"
+    first = next(iter(weights), "")
+    return f"is timm's {first.split('.')[1]}" if first.startswith(TIMM) else ""
+
+
+def _placed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A source of timm's under the names of the encoders of its architecture; another as it is."""
+    prefix, _, rest = next(iter(weights), "").partition(".")
+    if f"{prefix}." != TIMM:
+        return dict(weights)
+    architecture = rest.split(".")[0]
+    own = {name.split(".", 2)[2]: tensor for name, tensor in weights.items()}
+    placed = {
+        f"{part}.{name}": tensor
+        for part, encoder in model.named_children()
+        if isinstance(encoder, TimmEncoder) and encoder.name.split(".")[0] == architecture
+        for name, tensor in encoder.pretrained(own).items()
+    }
+    return placed or dict(weights)
+
+
 def _wanted(weights: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter[str]]:
     """The tensors without those of parts that the model lacks, and how many were left out of each part."""
-    without = [f"{part}." for part in PARTS if part not in map(_part, state)]
+    without = [TIMM, *(f"{part}." for part in PARTS if part not in map(_part, state))]
     if "classifier.background" in state:
         without.append("classifier.predictor.")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(without))}
@@ -184,7 +408,28 @@ def _wanted(weights: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[
     return kept, Counter(prefix[:-1] for prefix in without for name in left if name.startswith(prefix))
 
 
-def _resize_sam(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _fitted(weights: Mapping[str, Tensor], model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What has to have another size in this model: positions, and the vocabulary of base weights."""
+    fitted = _resize_sam(weights, model)
+    name = "vision_encoder.embeddings.position_embedding.weight"
+    siglip = isinstance(getattr(model, "vision_encoder", None), SiglipEncoder)
+    if siglip and name in weights and len(weights[name]) != len(state[name]):
+        fitted[name] = resize_grid(weights[name], len(state[name]))
+    if _is_language_model(weights):
+        tables = {name: weights[name] for name in (EMBEDDING, HEAD) if name in weights and name in state}
+        fitted |= {n: _resize_rows(t, len(state[n])) for n, t in tables.items() if len(t) != len(state[n])}
+    return fitted
+
+
+def _resize_rows(table: Tensor, rows: int) -> Tensor:
+    """The first rows of a vocabulary's table, and the mean of all for each one more."""
+    extra = rows - len(table)
+    if extra <= 0:
+        return table[:rows]
+    return torch.cat([table, table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype).expand(extra, -1)])
+
+
+def _resize_sam(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """SAM's positions at the image size of the model, where they are of another."""
     encoder, prefix = getattr(model, "seg_encoder", None), "seg_encoder."
     if not isinstance(encoder, SamEncoder) or any(prefix + n not in weights for n in encoder.state_dict()):

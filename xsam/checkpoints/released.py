@@ -55,8 +55,13 @@ def to_ours(name: str) -> str | None:
 
     SigLIP's last layer is dead too, but only its siblings tell which one that is: see `translate`.
     """
-    name = _rename(name, ALIASES)
+    name = canonical(name)
     return None if name.startswith(DEAD) else _rename(name, TABLE)
+
+
+def canonical(name: str) -> str:
+    """An official name of either branch as the archive branch has it."""
+    return _rename(name, ALIASES)
 
 
 def to_official(name: str) -> str:

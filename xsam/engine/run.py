@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import config as configs
-from ..checkpoints.loading import load_weights
+from ..checkpoints.loading import load_model
 from ..data.mixture import Loader
 from ..structures import UserError
 from . import distributed
@@ -41,16 +42,29 @@ def train_stage(
         _check_sources(stage)
         mixture = configs.build(config["mixture"])
         processor = configs.build(config["processor"])
-        torch.manual_seed(stage.seed)  # new parts start alike on every rank
-        model = configs.build(config["model"])
         criterion = configs.build(config["criterion"])
+        torch.manual_seed(stage.seed)  # new parts start alike on every rank
         if stage.init_from and not resume:
-            report = load_weights(model, stage.init_from, stage.new)
+            dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
+            model, report = load_model(
+                config["model"], stage.init_from, stage.new, dtype=dtype, vocabulary=len(processor.tokenizer or ())
+            )
             distributed.say(str(report))
+        else:
+            if resume and "llm" in config["model"]:
+                _keep_vocabulary(config["model"]["llm"], work_dir)
+            model = configs.build(config["model"])
     train(
         model,
         criterion,
-        partial(Loader, mixture, processor, seed=stage.seed),
+        partial(
+            Loader,
+            mixture,
+            processor,
+            seed=stage.seed,
+            total=distributed.all_reduce_sum,
+            refused=work_dir / "refused.jsonl",
+        ),
         config,
         work_dir,
         steps_per_epoch=mixture.steps_per_epoch(stage.batch_size),
@@ -61,13 +75,15 @@ def train_stage(
     distributed.say(f"{work_dir}: trained" + (f"; next: xsam train {stage.next}" if stage.next else ""))
 
 
+def _keep_vocabulary(llm: dict[str, Any], work_dir: Path) -> None:
+    """A run goes on with the vocabulary size that its first weights gave it."""
+    if (work_dir / "config.json").is_file():
+        llm["vocab_size"] = configs.load(work_dir)["model"]["llm"]["vocab_size"]
+
+
 def _check_sources(stage: Stage) -> None:
+    """Name the command that makes a missing run; other sources may be of the hub."""
     for source in stage.init_from:
-        if Path(source).exists():
-            continue
-        made_by = (
-            f"run `xsam train configs/{Path(source).relative_to('runs')}.py` first"
-            if source.startswith("runs/")
-            else "check the path"
-        )
-        raise UserError(f"stage.init_from: {source} does not exist; {made_by}, or give --init-from")
+        if source.startswith("runs/") and not Path(source).exists():
+            made_by = f"run `xsam train configs/{Path(source).relative_to('runs')}.py` first"
+            raise UserError(f"stage.init_from: {source} does not exist; {made_by}, or give --init-from")

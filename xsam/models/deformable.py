@@ -110,7 +110,6 @@ def sample_by_bag(value: Tensor, locations: Tensor, weights: Tensor, shapes: Seq
     head = torch.arange(B * A, device=value.device).view(B, 1, A, 1, 1, 1) * S
     indices = (torch.stack(rows, -1) + head).reshape(B * S * A, -1)
     table = value.transpose(1, 2).reshape(B * A * S, c)
-    bags = F.embedding_bag(
-        indices, table, mode="sum", per_sample_weights=torch.stack(strengths, -1).reshape(B * S * A, -1)
-    )
-    return bags.view(B, S, A * c)
+    bag_weights = torch.stack(strengths, -1).reshape(B * S * A, -1)  # float32 in a bf16 model, as the locations are
+    bags = F.embedding_bag(indices, table.to(bag_weights.dtype), mode="sum", per_sample_weights=bag_weights)
+    return bags.view(B, S, A * c).to(value.dtype)

@@ -235,6 +235,15 @@ def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: s
     return state
 
 
+def resize_grid(table: Tensor, cells: int) -> Tensor:
+    """Positions float[N, C] of a square grid of N cells, interpolated to one of `cells` cells (bicubic)."""
+    old, new = math.isqrt(len(table)), math.isqrt(cells)
+    if old * old != len(table) or new * new != cells:
+        raise UserError(f"{len(table)} positions cannot become {cells}: only square grids are resized")
+    grid = F.interpolate(table.float().T.view(1, -1, old, old), size=(new, new), mode="bicubic", antialias=True)
+    return grid[0].flatten(1).T.to(table.dtype)
+
+
 class SiglipEncoder(Encoder):
     """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
 
@@ -281,21 +290,30 @@ class SiglipEncoder(Encoder):
         return x
 
 
-class _TimmEncoder(Encoder):
+class TimmEncoder(Encoder):
     """A timm ViT cut after block `last`, without final norm and head."""
 
     def __init__(self, name: str, image_size: int, last: int, overrides: Mapping[str, Any]) -> None:
         super().__init__()
-        self.image_size = image_size
-        self._arguments = (name, image_size, last, overrides)
-        self.vit = _timm_vit(*self._arguments)
+        self.name, self.image_size = name, image_size
+        self._last, self._overrides = last, overrides
+        self.vit = _timm_vit(name, image_size, last, overrides)
         self.channels = self.vit.embed_dim
         self.mean = self.vit.pretrained_cfg["mean"]
         self.std = self.vit.pretrained_cfg["std"]
 
-    def load_pretrained(self) -> None:
-        """Load timm's pre-trained weights (downloads them), positions resampled to `image_size`."""
-        self.vit.load_state_dict(_timm_vit(*self._arguments, pretrained=True).state_dict())
+    def pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This encoder's state dict from the weights that timm publishes, positions resampled to `image_size` by timm.
+
+        Raises UserError if they do not fit.
+        """
+        given = {"num_classes": 0, "pretrained_cfg_overlay": {"state_dict": dict(tensors)}}
+        try:
+            vit = _timm_vit(self.name, self.image_size, self._last, {**self._overrides, **given}, pretrained=True)
+        except RuntimeError as error:
+            reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise UserError(f"the weights of timm's {self.name} do not fit: {reason}") from None
+        return {f"vit.{name}": tensor for name, tensor in vit.state_dict().items()}
 
     def gradient_checkpointing_enable(self) -> None:
         self.vit.set_grad_checkpointing(True)
@@ -318,7 +336,7 @@ def _timm_vit(name: str, image_size: int, last: int, overrides: Mapping[str, Any
     return vit
 
 
-class TimmVisionEncoder(_TimmEncoder):
+class TimmVisionEncoder(TimmEncoder):
     """A timm ViT as vision encoder: the patch tokens after block `out_block` (-1 = the last).
 
     `overrides` go to timm.create_model, here and in TimmSegEncoder. An unknown name raises UserError.
@@ -332,7 +350,7 @@ class TimmVisionEncoder(_TimmEncoder):
         return self._maps(images, [len(self.vit.blocks) - 1])[0].flatten(2).transpose(1, 2)
 
 
-class TimmSegEncoder(_TimmEncoder):
+class TimmSegEncoder(TimmEncoder):
     """A timm ViT as segmentation encoder."""
 
     def __init__(self, *, name: str, image_size: int, **overrides: Any) -> None:

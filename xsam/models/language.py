@@ -94,19 +94,20 @@ def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids
     """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step.
 
     A row that has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may
-    differ in length: padding between a row's prompt and its answer is masked out, positions continue without a gap.
+    differ in length: their padding is moved to the left, since a sliding window counts places, and masked out.
     """
     B, T, _ = spliced.embeds.shape
     device = spliced.embeds.device
-    mask = torch.arange(T, device=device) < spliced.lengths[:, None]
+    positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding
+    mask = positions >= 0
     cache = DynamicCache(config=llm.config)
-    hidden = llm.model(
-        inputs_embeds=spliced.embeds,
+    last = llm.model(
+        inputs_embeds=spliced.embeds[torch.arange(B, device=device)[:, None], positions % T],
         attention_mask=None if bool(mask.all()) else mask.long(),
+        position_ids=positions.clamp(min=0),
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state
-    last = hidden[torch.arange(B, device=device), spliced.lengths - 1]
+    ).last_hidden_state[:, -1]
     stops = torch.tensor(stop_ids, device=device)
     done = torch.zeros(B, dtype=torch.bool, device=device)
     token = torch.zeros(B, dtype=torch.long, device=device)

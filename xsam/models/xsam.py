@@ -9,7 +9,7 @@
 The model never sees a task name. Whatever a task needs (spans, regions, candidates, targets) is data in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,6 +66,16 @@ class XSamModel(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
         self.classifier = classifier
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "XSamModel":
+        """Buffers move but keep their precision: rotary frequencies in bf16 would blur every position past a few."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self.get_buffer(name).dtype != buffer.dtype:
+                owner, _, leaf = name.rpartition(".")
+                self.get_submodule(owner)._buffers[leaf] = buffer.to(self.get_buffer(name).device)
+        return self
 
     @property
     def num_queries(self) -> int:

@@ -9,11 +9,19 @@ from mmengine.config import read_base
 
 with read_base():
     from ._base_.benchmarks.generic import benchmarks as _generic
+    from ._base_.benchmarks.grounded_conversation import benchmarks as _grounded_conversation
+    from ._base_.benchmarks.interactive import benchmarks as _interactive
+    from ._base_.benchmarks.open_vocabulary import benchmarks as _open_vocabulary
+    from ._base_.benchmarks.reasoning import benchmarks as _reasoning
     from ._base_.benchmarks.referring import benchmarks as _referring
+    from ._base_.benchmarks.visual_grounding import benchmarks as _visual_grounding
     from ._base_.mixtures.paper import mixed as mixture
     from ._base_.models.xsam_phi3 import *
 
-benchmarks = dict(**_generic, **_referring)
+benchmarks = dict(
+    **_generic, **_open_vocabulary, **_referring, **_reasoning, **_grounded_conversation, **_interactive,
+    **_visual_grounding,
+)  # fmt: skip
 
 stage = dict(
     name="stage3",

@@ -211,3 +211,4 @@ class Prediction:
     text: str = ""
     segments: tuple[Segment, ...] = ()
     failed: bool = False  # no usable answer: scores zero and is counted
+    error: str = ""  # why the sample could not be asked at all; then it failed, too

@@ -48,12 +48,19 @@ def test_own_candidates_and_padding():
 def test_shared_candidates_are_those_of_the_contrast_group():
     two_turns = encoded("a", [0, -1, 1, -1], [-1, 0, -1, 1], [0, 1], [0, 1], shared=True)
     one_turn = encoded("b", [0, -1], [-1, 0], [0], [0], shared=True)
-    batch = collate([two_turns, one_turn, one_turn], contrast=2)
+    batch = collate([two_turns, one_turn, replace(one_turn, id="c")], contrast=2)
     items = batch.items
     assert items.candidates.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [3, -1, -1]]
     assert [t.labels.tolist() for t in items.targets] == [[0], [1], [2], [0]]
     assert [t.index.tolist() for t in items.targets] == [[0], [1], [0], [0]]
     assert len(set(items.keys[:2])) == 2  # each item draws its own points
+
+
+def test_a_sample_that_stands_twice_is_no_contrast_to_itself():
+    a, b = (encoded(name, [0, -1], [-1, 0], [0], [0], shared=True) for name in "ab")
+    items = collate([a, b, a]).items
+    assert items.candidates.tolist() == [[0, 1, -1], [0, 1, 2], [1, 2, -1]]
+    assert [t.labels.tolist() for t in items.targets] == [[0], [1], [1]]
 
 
 def test_closed_set_has_one_item_without_text():

@@ -167,3 +167,15 @@ def test_recorded_official_results(case: str) -> None:
         torch.testing.assert_close(boxes[ours], expected["boxes"][theirs], rtol=0, atol=1)
         difference = (found[ours].flatten(1).sum(1) - expected["mask_areas"][theirs]).abs()
         assert (difference <= 0.0005 * size[0] * size[1]).all()
+
+
+def test_above_background_is_the_union_of_all_that_is_likelier_than_nothing() -> None:
+    rows = (slice(0, 2), 0, 0.6), (slice(1, 4), 0, 0.9), (slice(5, 6), 0, 0.4), (slice(6, 8), 1, 0.9)
+    output = queries(*rows, classes=2)
+    mask, score = postprocess.above_background(output)
+    assert mask[0].tolist() == [True] * 4 + [False] * 4
+    assert score == pytest.approx(0.9, abs=1e-4)
+    mask, score = postprocess.above_background(output, column=1)
+    assert mask[3].tolist() == [False] * 6 + [True] * 2
+    nothing, score = postprocess.above_background(queries((slice(0, 8), 0, 0.3), classes=1))
+    assert (nothing.shape, bool(nothing.any()), score) == ((8, 8), False, 0)

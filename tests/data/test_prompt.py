@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from xsam.data.masks import encode_rle, pack
-from xsam.data.prompt import Processor
+from xsam.data.prompt import Processor, first_turns
 from xsam.data.shapes import train_tokenizer
 from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Region, Sample, Turn, UserError
 
@@ -105,6 +107,59 @@ def test_what_does_not_fit_is_refused_not_cut(tokenizer, image):
     empty = Sample(id="x", image=image, turns=TURNS, regions=(Region(encode_rle(np.zeros((30, 60), bool))),))
     with pytest.raises(BadSample, match="covers no pixel"):
         Processor(seg_size=32, tokenizer=tokenizer)(empty, 0)
+
+
+def test_training_drops_last_turns_whole(tokenizer, image):
+    """Three turns with two, one and one <SEG>; what is left is the same as if the rest had never been there."""
+    masks = np.zeros((5, 30, 60), bool)
+    for number in range(5):
+        masks[number, :, number * 10 : number * 10 + 15] = True  # each overlaps the next
+    region = Region(encode_rle(masks[0]))
+    turns = (
+        Turn("<image>\nWhere are <p>a</p> and <p><region></p>?", "There <SEG>, there <SEG>."),
+        Turn("And <p><region></p>?", "Here: <SEG>."),
+        Turn("And <p>a much longer phrase of many words</p>?", "Here: <SEG>."),
+    )
+    sample = Sample(
+        id="x", image=image, turns=turns, regions=(region, region), masks=pack(masks),
+        labels=np.array([3, 0, 2, 1, 0]), mask_segs=np.array([3, 0, 2, 1, 0]),
+    )  # fmt: skip
+    two = Sample(
+        id="x", image=image, turns=turns[:2], regions=(region, region), masks=pack(masks[1:]),
+        labels=np.array([0, 2, 1, 0]), mask_segs=np.array([0, 2, 1, 0]),
+    )  # fmt: skip
+    one = Sample(
+        id="x", image=image, turns=turns[:1], regions=(region,), masks=pack(masks[[1, 3, 4]]),
+        labels=np.array([0, 1, 0]), mask_segs=np.array([0, 1, 0]),
+    )  # fmt: skip
+    whole = Processor(seg_size=32, tokenizer=tokenizer)
+    for kept in (sample, two, one):
+        length = len(whole.tokenize(kept.turns)[0])
+        for limit in (length, length + 1):
+            processor = Processor(seg_size=32, tokenizer=tokenizer, max_length=limit)
+            got, wanted = processor(sample, 5, shorten=True), whole(kept, 5)
+            for name in ("input_ids", "labels", "span_ids", "seg_ids", "target_labels", "target_segs", "region_points"):
+                assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+            for number in range(len(wanted.target_labels)):
+                shown = [(encoded.target_ids == number).any(0) for encoded in (got, wanted)]
+                assert (shown[0] == shown[1]).all()
+            assert got.target_ids.max() == len(wanted.target_labels) - 1
+    with pytest.raises(BadSample, match=f"more than max_length={length - 1}"):
+        Processor(seg_size=32, tokenizer=tokenizer, max_length=length - 1)(sample, 5, shorten=True)
+    with pytest.raises(BadSample, match=f"more than max_length={length}"):
+        Processor(seg_size=32, tokenizer=tokenizer, max_length=length)(sample, 5)  # evaluation: whole, or not at all
+
+
+def test_dropped_turns_take_their_slots_but_not_what_is_offered():
+    region = Region({"size": [2, 2], "counts": "04"}, label=7)
+    turns = (Turn("<image> <p><region></p>?", "<SEG>"), Turn("<p><region></p> <p>b</p>?", "<SEG>"))
+    sample = Sample(id="x", turns=turns, regions=(region,) * 3, slots=np.array([7, 9]), labels=np.array([0]), mask_segs=np.array([0]), masks=pack(np.ones((1, 2, 2), bool)))  # fmt: skip
+    first = first_turns(sample, 1)
+    assert first.slots.tolist() == [7]
+    assert len(first.regions) == 3  # other samples may be asked about them
+    assert first_turns(sample, 2) is sample
+    with pytest.raises(BadSample, match="x: the text is too long, and its first turns need phrases of later ones"):
+        first_turns(replace(sample, labels=np.array([1])), 1)
 
 
 def test_wrong_names_are_one_line():

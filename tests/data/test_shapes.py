@@ -21,11 +21,11 @@ from xsam.data.shapes import (
     TEXTURES,
     compose,
     corpus,
-    prepare,
     questions,
     render,
     train_tokenizer,
 )
+from xsam.data.shapes_files import prepare
 
 
 @pytest.fixture(scope="module")

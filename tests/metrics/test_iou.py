@@ -132,3 +132,13 @@ def test_kinds_are_scored_apart_and_together() -> None:
     assert scores["cIoU_hard"] == pytest.approx(100 * 2 / 8)
     assert scores["cIoU"] == pytest.approx(100 * 10 / 16)
     assert "cIoU_" not in scores
+
+
+def test_no_answer_is_not_a_refusal() -> None:
+    """Where nothing fits, an empty answer is right; no usable answer at all is not."""
+    nothing = np.zeros((2, 2), bool)
+    metric = ReferringIoU()
+    metric.update(nothing, nothing)
+    metric.update(nothing, nothing, failed=True)
+    scores = metric.compute()
+    assert scores["gIoU"] == scores["N_acc"] == 50

@@ -105,9 +105,11 @@ def _items(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -
     rows: list[tuple[int, int, int]] = []  # image, sample, number of the <SEG>
     candidates, targets, keys = [], [], []
     for b, sample in enumerate(samples):
-        group = _group(b, contrast, len(samples)) if sample.shared_candidates else range(b, b + 1)
+        group = [b]
+        if sample.shared_candidates:  # an image that stands twice in a group is no contrast to itself
+            group = [g for g in _group(b, contrast, len(samples)) if g == b or samples[g].id != sample.id]
         own = np.concatenate([first[g] + np.arange(spans[g]) for g in group]).astype(np.int64)
-        offset = first[b] - first[group[0]]
+        offset = sum(int(spans[g]) for g in group if g < b)
         ids = torch.from_numpy(sample.target_ids)
         closed_set = len(sample.input_ids) == 0
         for seg in [-1] if closed_set else range(sample.seg_ids.max(initial=-1) + 1):

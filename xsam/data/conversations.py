@@ -1,11 +1,15 @@
 """LLaVA's conversations: a JSON list of records, each about one image or none."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..structures import BadSample, Turn, UserError
-from .coco import read_json, require_folder
+import numpy as np
+
+from ..structures import BadSample, Turn
+from .coco import require_folder
+from .index import SURROGATE, TAGS, Index, bad_row, stream_json_list, take, unique
 
 IMAGE = "<image>"
 
@@ -22,45 +26,78 @@ class Conversation:
 class Conversations:
     """A sequence of conversations, in the order of the file.
 
-    Raises UserError when the file or the folder is missing or it is not a list; asking for a malformed record
-    raises BadSample with its id and what is wrong.
+    Raises UserError when the file or the folder is missing or it is not a list of conversations; asking for a
+    malformed record raises BadSample with its id and what is wrong.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        self._records: list[dict[str, Any]] = read_json(annotations)
-        if not isinstance(self._records, list):
-            raise UserError(f"{annotations}: not a list of conversations; it is another kind of file")
         self._images = require_folder(images)
+        self._index = Index([annotations], "conversations 1", lambda: _rows(annotations))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._index)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N], how much text each record holds, in bytes."""
+        return self._index.lengths
+
+    def id(self, index: int) -> str:
+        """The record's id, with its number where an earlier record has the same; also of one that cannot be used."""
+        try:
+            return self._index[index]["id"]
+        except BadSample:
+            return f"record {index}"
 
     def __getitem__(self, index: int) -> Conversation:
-        record = self._records[index]
-        name = str(record.get("id", index))
-        turns = _turns(record.get("conversations", []))
+        record = self._index[index]
+        what = f"conversation {record['id']}"
+        turns = _turns(record["conversations"], what)
         if not turns:
-            raise BadSample(f"conversation {name}: no question with an answer")
+            raise BadSample(f"{what}: no question with an answer")
         shown = [IMAGE in turn.question for turn in turns]
-        if not record.get("image"):
-            if any(shown):
-                raise BadSample(f"conversation {name}: shows an image but names none")
-            return Conversation(name, "", tuple(turns))
-        first = shown.index(True) if any(shown) else 0
-        questions = [turn.question.replace(IMAGE, "").strip() for turn in turns]
-        questions[first] = f"{IMAGE}\n{questions[first]}"
-        pairs = (Turn(question, turn.answer) for question, turn in zip(questions, turns, strict=True))
-        return Conversation(name, str(self._images / record["image"]), tuple(pairs))
+        if record["image"] is None and any(shown):
+            raise BadSample(f"{what}: shows an image but names none")
+        questions = [_plain(turn.question.replace(IMAGE, "")) for turn in turns]
+        image = ""
+        if record["image"] is not None:
+            image = str(self._images / take(record, "image", str, what))
+            first = shown.index(True) if any(shown) else 0
+            questions[first] = f"{IMAGE}\n{questions[first]}"
+        pairs = (Turn(question, _plain(turn.answer)) for question, turn in zip(questions, turns, strict=True))
+        return Conversation(record["id"], image, tuple(pairs))
 
 
-def _turns(messages: list[dict[str, str]]) -> list[Turn]:
+def _rows(annotations: str | Path) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for number, record in enumerate(stream_json_list(annotations)):
+        try:
+            messages = take(record, "conversations", list, f"record {number}")
+        except BadSample as error:
+            yield bad_row(str(error))
+            continue
+        name = unique(str(record.get("id", f"record {number}")), number, seen)
+        yield {"id": name, "image": record.get("image") or None, "conversations": messages}
+
+
+def _turns(messages: list[Any], what: str) -> list[Turn]:
     """Each question with the answer after it; an answer without a question is left out, as LLaVA does."""
     turns: list[Turn] = []
     question = ""
     for message in messages:
-        if message["from"] == "human":
-            question = message["value"]
+        speaker, text = take(message, "from", str, what), take(message, "value", str, what)
+        if speaker not in ("human", "gpt"):
+            raise BadSample(f"{what}: nobody is called {speaker!r}; there is human and gpt")
+        if SURROGATE.search(text):
+            raise BadSample(f"{what}: half a surrogate pair in {speaker!r}")
+        if speaker == "human":
+            question = text
         elif question:
-            turns.append(Turn(question.strip(), message["value"].strip()))
+            turns.append(Turn(question, text))
             question = ""
     return turns
+
+
+def _plain(text: str) -> str:
+    """Stripped text in which tags are only letters, as `<p>` is in a conversation about HTML."""
+    return TAGS.sub(lambda tag: f"< {tag[0][1:]}", text.strip())

@@ -12,7 +12,7 @@ from ..structures import BadSample
 PAD_COLOUR = 127  # int(255 * 0.5), the mean of SigLIP's normalisation
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # what PIL raises for a damaged file, according to the format and to where the damage is
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -26,9 +26,22 @@ def read_image(path: str | Path) -> np.ndarray:
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.array(image.convert("RGB"))
-    except _DAMAGE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) from the header of an image file. Raises BadSample as `read_image` does, but not for damaged pixels."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | Path, error: Exception) -> BadSample:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
 
 
 def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -44,7 +57,7 @@ def fit_frame(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]
     """
     height, width = longest_side_size(image.shape[0], image.shape[1], side)
     frame = np.zeros((3, side, side), np.uint8)
-    frame[:, :height, :width] = _resize(image, height, width, "bilinear")
+    frame[:, :height, :width] = _resize(image, height, width, "bilinear").transpose(2, 0, 1)
     return frame, (height, width)
 
 
@@ -65,9 +78,8 @@ def vision_image(
         square = np.full((longest, longest, 3), PAD_COLOUR, np.uint8)
         square[top : top + height, left : left + width] = image
         image = square
-    return _resize(image, side, side, resample)
+    return np.ascontiguousarray(_resize(image, side, side, resample).transpose(2, 0, 1))
 
 
 def _resize(image: np.ndarray, height: int, width: int, resample: str) -> np.ndarray:
-    resized = Image.fromarray(image).resize((width, height), _RESAMPLE[resample])
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    return np.asarray(Image.fromarray(image).resize((width, height), _RESAMPLE[resample]))

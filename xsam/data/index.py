@@ -1,14 +1,15 @@
-"""Annotation files of any size: parsed once into rows on disk, which every process and worker reads through the same
-pages."""
+"""Annotation files of any size: parsed once into rows on disk, which no process or worker holds in its memory."""
 
+import codecs
 import hashlib
 import json
 import logging
-import mmap
 import os
+import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -17,8 +18,14 @@ from ..structures import BadSample, UserError
 
 log = logging.getLogger("xsam")
 
-REMEDY = "check the dataset's path, data/README.md lists where files go"
+REMEDY = "`xsam data prepare shapes` writes the embedded world, data/README.md says where other datasets go"
 BAD = "not usable"  # the only key of a row that stands for a record which cannot be used; its value says why
+CHUNK = 1 << 20  # bytes of a JSON list that are read at a time
+DECODER = json.JSONDecoder()
+BLANKS = re.compile(r"[ \t\n\r]*")
+TAGS = re.compile(r"</?p>|<SEG>|<image>|<region>")  # what a prompt gives a meaning
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, which no tokenizer takes
+NEAR = 32  # characters; more than a number, a literal or an escaped character can have
 
 
 class Index:
@@ -28,9 +35,12 @@ class Index:
     time, and written anew when a source file or `layout` changes.
 
     Args:
-        sources: files that the rows are made of. UserError where one is missing.
+        sources: files that the rows are made of.
         layout: name and version of what `rows` makes, with all arguments that decide it.
         rows: makes the rows, one after the other; a record that cannot be used becomes `bad_row(why)`.
+
+    Raises:
+        UserError: a source is missing, all of its records are unusable, or the cache cannot be written or is damaged.
     """
 
     def __init__(self, sources: Sequence[str | Path], layout: str, rows: Callable[[], Iterable[Any]]) -> None:
@@ -45,11 +55,7 @@ class Index:
         name = hashlib.blake2b("\n".join(stamp).encode(), digest_size=12).hexdigest()
         self._path = folder / f"{Path(sources[0]).stem}-{name}.jsonl"
         if not self._ends_path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.with_suffix(".lock")):
-                if not self._ends_path.is_file():
-                    self._write(rows())
-        self._ends = np.load(self._ends_path, mmap_mode="r")
+            self._build(sources[0], rows)
         self._open()
 
     def __len__(self) -> int:
@@ -59,7 +65,8 @@ class Index:
         """The row. Raises BadSample where the record cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row = json.loads(self._rows[int(self._ends[index]) : int(self._ends[index + 1])])
+        start, end = self._ends[index : index + 2].tolist()
+        row = json.loads(os.pread(self._rows, end - start, start))  # not mapped: what was read is not kept
         if isinstance(row, dict) and BAD in row:
             raise BadSample(row[BAD])
         return row
@@ -76,30 +83,138 @@ class Index:
     def _ends_path(self) -> Path:
         return self._path.with_suffix(".npy")
 
-    def _write(self, rows: Iterable[Any]) -> None:
-        log.warning("reading %s for the first time", self._path.stem)
+    def _build(self, source: str | Path, rows: Callable[[], Iterable[Any]]) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._path.with_suffix(".lock")):
+                if not self._ends_path.is_file():
+                    log.warning("reading %s for the first time", source)
+                    self._write(source, rows())
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self._path}: the index of {source} cannot be written ({error.strerror}); "
+                "give another folder as XSAM_CACHE"
+            ) from None
+
+    def _write(self, source: str | Path, rows: Iterable[Any]) -> None:
         partial = self._path.with_suffix(".partial")
-        ends = [0]
+        ends, bad = [0], 0
         with partial.open("wb") as file:
             for row in rows:
+                bad += isinstance(row, dict) and BAD in row
                 file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
                 ends.append(file.tell())
+        if bad and bad == len(ends) - 1:
+            raise UserError(f"{source}: none of its {bad} records can be used, the last: {row[BAD]}")
         partial.rename(self._path)
         with partial.open("wb") as file:
             np.save(file, np.array(ends, np.int64))
         partial.rename(self._ends_path)  # last: its presence says that all is there
 
     def _open(self) -> None:
-        with self._path.open("rb") as file:
-            empty = os.fstat(file.fileno()).st_size == 0
-            self._rows: Any = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._ends: np.ndarray = np.load(self._ends_path, mmap_mode="r")
+        self._rows = os.open(self._path, os.O_RDONLY)  # shared with forked workers, who do not move each other's place
+        weakref.finalize(self, os.close, self._rows)
+        if os.fstat(self._rows).st_size != self._ends[-1]:
+            raise UserError(f"{self._ends_path}: does not fit the rows beside it; delete it")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_ends": np.asarray(self._ends)}
+        return {"_path": self._path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self._path = state["_path"]
         self._open()
+
+
+def stream_json_list(path: str | Path) -> Iterator[Any]:
+    """The values of a file that is one JSON list, parsed one after the other, so that memory holds one of them.
+
+    Raises UserError with the place in the file where it cannot be read, is not a list, is damaged, or breaks off.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            yield from _values(_Text(file, path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+
+
+class _Text:
+    """A window on a UTF-8 file: `text` from character `at` on is what has not been parsed yet."""
+
+    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+        self.file, self.path = file, path
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at, self.start = "", 0, 0  # start: byte of the file where `text` begins
+        self.ended = False
+
+    def more(self) -> None:
+        """Forget what has been parsed and read on; at least as much again, so that a long value costs linear time."""
+        self.start += len(self.text[: self.at].encode())
+        self.text, self.at = self.text[self.at :], 0
+        chunk = self.file.read(max(CHUNK, len(self.text)))
+        self.ended = not chunk
+        try:
+            self.text += self.decoder.decode(chunk, final=self.ended)
+        except UnicodeDecodeError as error:
+            raise self.damage("is not UTF-8", self.file.tell() - len(error.object) + error.start) from None
+
+    def peek(self) -> str:
+        """The next character that is not blank, "" at the end of the file."""
+        while True:
+            match = BLANKS.match(self.text, self.at)
+            self.at = match.end() if match else self.at
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self.more()
+
+    def damage(self, what: str, byte: int | None = None) -> UserError:
+        place = self.start + len(self.text[: self.at].encode()) if byte is None else byte
+        return UserError(f"{self.path}: {what} at byte {place}; fetch or write the file anew")
+
+
+def _values(text: _Text) -> Iterator[Any]:
+    if text.peek() != "[":
+        raise UserError(f"{text.path}: not a JSON list; it is another kind of file")
+    text.at += 1
+    mark = text.peek()
+    while mark != "]":
+        text.peek()
+        yield _value(text)
+        mark = text.peek()
+        if mark not in (",", "]"):
+            raise text.damage("the list breaks off" if not mark else "is damaged")
+        text.at += mark == ","
+    text.at += 1
+    if text.peek():
+        raise text.damage("goes on after its list")
+
+
+def _value(text: _Text) -> Any:
+    """The next value. What the window may have cut off is parsed again with more of the file."""
+    while True:
+        place = text.at
+        try:
+            value, end = DECODER.raw_decode(text.text, text.at)
+            if end + NEAR < len(text.text) or text.ended:  # else the digits of a number may go on
+                text.at = end
+                return value
+        except json.JSONDecodeError as error:
+            place = error.pos
+            cut = error.pos + NEAR > len(text.text) or error.msg.startswith("Unterminated string")
+            if text.ended or not cut:
+                text.at = place
+                raise text.damage(f"is damaged ({error.msg})") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise text.damage(f"cannot be parsed ({error})") from None
+        text.more()
+
+
+def unique(name: str, number: int, seen: set[str]) -> str:
+    """`name`, or with the record's number where an earlier record has it already; `seen` learns it."""
+    while name in seen:
+        name = f"{name}#{number}"
+    seen.add(name)
+    return name
 
 
 def bad_row(reason: str) -> dict[str, str]:
@@ -118,6 +233,15 @@ def take(record: Any, key: str, kind: type | tuple[type, ...], what: str, least:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or small:
         raise BadSample(f"{what}: {key!r} is {_short(value)}")
     return value
+
+
+def take_text(record: Any, key: str, what: str) -> str:
+    """`record[key]`, stripped text that may go between the tags of a prompt. Raises BadSample as `take` does, and where
+    it is empty or holds a tag or half a surrogate pair."""
+    text: str = take(record, key, str, what).strip()
+    if not text or TAGS.search(text) or SURROGATE.search(text):
+        raise BadSample(f"{what}: {key!r} is {_short(text)}, not plain text")
+    return text
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,10 @@ def decode_rle(rle: RLE) -> np.ndarray:
     """
     height, width = rle["size"]
     counts = rle["counts"]
+    if not isinstance(counts, str | bytes) and not (
+        isinstance(counts, list) and all(type(run) is int and abs(run) < 2**40 for run in counts)
+    ):
+        raise ValueError(f"the RLE's counts are neither a code nor run lengths: {str(counts)[:40]!r}")
     runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _run_lengths(counts)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the RLE has {runs.sum()} pixels in its runs, its size says {height} x {width}")
@@ -64,13 +68,15 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     if isinstance(segmentation, dict):
         if not {"size", "counts"} <= segmentation.keys():
             raise ValueError("the segmentation is neither polygons nor an RLE with size and counts")
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"the RLE has the size {segmentation['size']}, the image {[height, width]}")
+        size = segmentation["size"]
+        if not isinstance(size, list | tuple) or list(size) != [height, width]:
+            raise ValueError(f"the RLE has the size {size}, the image {[height, width]}")
         return decode_rle(segmentation)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"the segmentation is empty or not a list: {str(segmentation)[:40]!r}")
+    far = 2 * max(height, width)  # beyond it, as for NaN and infinity, pycocotools ends the process
     for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(isinstance(value, int | float) for value in polygon)
+        numbers = isinstance(polygon, list) and all(type(v) in (int, float) and abs(v) <= far for v in polygon)
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon needs three points x, y or more, got {str(polygon)[:40]}")
     parts = coco_mask.frPyObjects(segmentation, height, width)
@@ -90,11 +96,13 @@ def pack(masks: np.ndarray) -> SegmentMap:
     assert len(masks) <= np.iinfo(np.int16).max, "more masks than int16 can number"
     layers = [np.full(masks.shape[1:], -1, np.int16)]
     for number, mask in enumerate(masks):
-        layer = next((layer for layer in layers if (layer[mask] < 0).all()), None)
+        x0, y0, x1, y1 = mask_box(mask)
+        box = np.s_[y0:y1, x0:x1]
+        layer = next((layer for layer in layers if (layer[box][mask[box]] < 0).all()), None)
         if layer is None:
             layer = np.full(masks.shape[1:], -1, np.int16)
             layers.append(layer)
-        layer[mask] = number
+        layer[box][mask[box]] = number
     return SegmentMap(np.stack(layers), len(masks))
 
 
@@ -113,10 +121,12 @@ def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
         return SegmentMap(np.full((1, *labels.shape), -1, np.int16), 0)
     values = np.asarray(ids)
     assert len(np.unique(values)) == len(values), "repeated ids"
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # a map has far fewer runs than pixels
     order = np.argsort(values)
-    place = np.searchsorted(values[order], labels).clip(max=len(values) - 1)
-    numbers = np.where(values[order][place] == labels, order[place], -1)
-    return SegmentMap(numbers.astype(np.int16)[None], len(values))
+    place = np.searchsorted(values[order], flat[starts]).clip(max=len(values) - 1)
+    numbers = np.where(values[order][place] == flat[starts], order[place], -1).astype(np.int16)
+    return SegmentMap(np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(1, *labels.shape), len(values))
 
 
 def read_panoptic_png(path: str | Path) -> np.ndarray:
@@ -131,10 +141,14 @@ def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:
 
 def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
     """int16[L, H, W] -> int16[L, height, width], the same as PIL's nearest for each mask on its own."""
-    resized = [
-        Image.fromarray(layer.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST) for layer in ids
-    ]
-    return np.stack([np.asarray(layer, np.int16) for layer in resized])
+    rows, columns = _nearest(ids.shape[1], height), _nearest(ids.shape[2], width)
+    return ids.take(columns, axis=2).take(rows, axis=1)
+
+
+def _nearest(size: int, resized: int) -> np.ndarray:
+    """int32[resized], the pixel of `size` that each becomes a copy of: asked of PIL, whose rounding errors add up."""
+    line = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+    return np.asarray(line.resize((resized, 1), Image.Resampling.NEAREST))[0]
 
 
 def pad_ids(ids: np.ndarray, side: int) -> np.ndarray:

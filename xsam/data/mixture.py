@@ -1,27 +1,43 @@
 """Many sources, one stream: balanced resampling, batches of one source, keyed draws, any step reachable at once."""
 
 import hashlib
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..structures import BadSample, Batch, Encoded, Sample, UserError
+from . import parcel
 from .collate import collate
 
 log = logging.getLogger("xsam")
+
+ATTEMPTS = 100  # draws in place of one sample
+GIVEN_UP = f"{ATTEMPTS} draws in a row cannot be used"
+TOLERATED = 10  # bad samples that are not yet a share of anything
 
 
 class Source(Protocol):
     """What a mixture draws from: a task over one dataset."""
 
     def __len__(self) -> int: ...
-    def id(self, index: int) -> str: ...
     def sample(self, index: int, rng: np.random.Generator) -> Sample: ...
+    @property
+    def lengths(self) -> np.ndarray: ...  # int64[N], how long each sample's text is, in any unit; empty = unknown
+
+
+class Encode(Protocol):
+    """What makes arrays of a sample: a `data.prompt.Processor`."""
+
+    def __call__(self, sample: Sample, key: int, *, shorten: bool) -> Encoded: ...
 
 
 def key(*parts: object) -> int:
@@ -39,77 +55,88 @@ class Mixture:
     """The training stream as a pure function of (seed, step).
 
     Every global batch holds samples of one source only, so all ranks run the same graph; batches of all sources are
-    shuffled together. Sources whose share is below `threshold` are repeated; the fractional part of a repeat is drawn
-    anew each epoch from the whole source.
+    shuffled together. Sources whose share is below `threshold` are repeated; what is less than a whole pass over a
+    source is drawn anew each epoch from all of it. Where a source knows the lengths of its texts, those of a batch are
+    alike.
 
     Args:
         sources: training tasks by name.
         threshold: t of the balanced resampling; 0 = every sample once.
-        multipliers: a further factor of a source's length, on top of its repeat factor.
+        multipliers: a further factor of a source's samples in an epoch, on top of its repeat factor.
+        caps: most samples of a source in an epoch, which then counts as no larger for the shares either.
         contrast: samples with shared candidates share them in groups of this many consecutive samples.
-        bad_samples: largest tolerated share of draws that cannot be used.
+        bad_samples: largest tolerated share of draws that cannot be used, once there are more than 10; 0 = none at all.
     """
+
+    length_chunk = 50  # batches of a source that are sorted by length at once: more would put rare lengths together
 
     def __init__(
         self, *, sources: Mapping[str, Source], threshold: float = 0.1, multipliers: Mapping[str, float] | None = None,
-        contrast: int = 4, bad_samples: float = 0.001,
+        caps: Mapping[str, int] | None = None, contrast: int = 4, bad_samples: float = 0.001,
     ) -> None:  # fmt: skip
         empty = [name for name, source in sources.items() if not len(source)]
         if empty or not sources:
             raise UserError(f"mixture.sources: {', '.join(empty) or 'none given'}: no samples to train on")
+        multipliers, caps = multipliers or {}, caps or {}
+        for option, values in {"multipliers": multipliers, "caps": caps}.items():
+            for name, value in values.items():
+                if name not in sources:
+                    raise UserError(f"mixture.{option}: no source {name}; there is: {', '.join(sources)}")
+                if not value > 0:
+                    raise UserError(f"mixture.{option}.{name}={value}: give more than 0, or remove the source")
         self.sources, self.contrast, self.bad_samples = dict(sources), contrast, bad_samples
         self.names = sorted(self.sources)
-        sizes = {name: len(source) for name, source in self.sources.items()}
-        multipliers = multipliers or {}
-        if unknown := sorted(set(multipliers) - set(sizes)):
-            raise UserError(f"mixture.multipliers: no source {', '.join(unknown)}; there is: {', '.join(sizes)}")
-        repeats = repeat_factors(sizes, threshold)
-        self.factors = {name: repeats[name] * multipliers.get(name, 1.0) for name in sizes}
+        sizes = {name: min(len(source), caps.get(name, len(source))) for name, source in self.sources.items()}
+        wanted = {
+            name: sizes[name] * r * multipliers.get(name, 1) for name, r in repeat_factors(sizes, threshold).items()
+        }
+        self.counts = {name: max(1, int(min(n, caps.get(name, n)))) for name, n in wanted.items()}  # of an epoch
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Global batches of one epoch; a source's last batch is completed from its own beginning."""
-        return sum(-(-self._length(name) // batch_size) for name in self.names)
-
-    def _length(self, name: str) -> int:
-        return max(1, int(len(self.sources[name]) * self.factors[name]))
+        """Global batches of one epoch; a source's last batch is completed with samples that the epoch has already."""
+        return sum(-(-count // batch_size) for count in self.counts.values())
 
     def epoch(self, seed: int, epoch: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """The plan of an epoch: source number int[steps] and sample indices int[steps, batch_size]."""
         rng = np.random.default_rng(key(seed, epoch, "plan"))
         owners, batches = [], []
         for number, name in enumerate(self.names):
-            size, length = len(self.sources[name]), self._length(name)
-            passes = [rng.permutation(size) for _ in range(-(-length // size))]
-            order = np.concatenate(passes)[:length]
-            order = np.resize(order, -(-length // batch_size) * batch_size)
-            rows = rng.permutation(order).reshape(-1, batch_size)
+            size, count, lengths = len(self.sources[name]), self.counts[name], self.sources[name].lengths
+            passes = [rng.permutation(size) for _ in range(-(-count // size))]
+            order = np.resize(np.concatenate(passes)[:count], -(-count // batch_size) * batch_size)
+            order = rng.permutation(order)
+            if len(lengths):
+                chunks = np.arange(len(order)) // (batch_size * self.length_chunk)
+                order = order[np.lexsort((lengths[order], chunks))]
+            rows = order.reshape(-1, batch_size)
             owners.append(np.full(len(rows), number))
             batches.append(rows)
         shuffled = rng.permutation(sum(map(len, owners)))
         return np.concatenate(owners)[shuffled], np.concatenate(batches)[shuffled]
 
-    def draw(
-        self, name: str, index: int, seed: int, epoch: int, encode: Callable[[Sample, int], Encoded]
-    ) -> tuple[Encoded, list[str]]:
-        """One encoded sample; a bad one is replaced by another of its source. Returns the bad ones' reasons too."""
+    def draw(self, name: str, index: int, place: tuple[int, ...], encode: Encode) -> tuple[list[Encoded], list[str]]:
+        """One encoded sample, and why others were refused before it; no sample where `ATTEMPTS` in a row were.
+
+        A refused sample is replaced by another of its source. `place` in the stream seeds all its draws.
+        """
         source = self.sources[name]
         reasons: list[str] = []
-        for attempt in range(100):
-            seeded = key(seed, epoch, name, source.id(index), attempt)
+        for attempt in range(ATTEMPTS):
+            seed = key(*place, attempt)
             try:
-                return encode(source.sample(index, np.random.default_rng(seeded)), seeded), reasons
+                return [encode(source.sample(index, np.random.default_rng(seed)), seed, shorten=True)], reasons
             except BadSample as bad:
                 reasons.append(str(bad))
-            index = seeded % len(source)
-        raise UserError(f"mixture.sources.{name}: 100 draws in a row cannot be used, the last: {reasons[-1]}")
+            index = seed % len(source)
+        return [], [*reasons, GIVEN_UP]
 
 
 class _Steps(Dataset):
     """Map-style: item s is the list of micro-batches of step s for one rank, whoever loads it."""
 
     def __init__(
-        self, mixture: Mixture, encode: Callable[[Sample, int], Encoded], seed: int, batch_size: int, accumulation: int,
-        rank: int, world_size: int,
+        self, mixture: Mixture, encode: Encode, seed: int, batch_size: int,
+        accumulation: int, rank: int, world_size: int,
     ) -> None:  # fmt: skip
         micro, remainder = divmod(batch_size, accumulation * world_size)
         if remainder:
@@ -120,30 +147,45 @@ class _Steps(Dataset):
         self.accumulation, self.rank, self.world_size, self.micro = accumulation, rank, world_size, micro
         self.plan: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
 
-    def __getitem__(self, step: int) -> tuple[str, list[Batch], list[str]]:
+    def __getitem__(self, step: int) -> tuple[str, list[str], tuple[bytes, Tensor]]:
+        """Source, why samples were refused, and the parcel of micro-batches, empty where one could not be filled."""
         epoch, position = divmod(step, self.mixture.steps_per_epoch(self.batch_size))
         if self.plan[0] != epoch:
             self.plan = (epoch, self.mixture.epoch(self.seed, epoch, self.batch_size))
         owners, batches = self.plan[1]
         name = self.mixture.names[owners[position]]
-        micro_batches, reasons = [], []
+        micro_batches: list[Batch] = []
+        reasons: list[str] = []
         for micro_step in range(self.accumulation):
             start = (micro_step * self.world_size + self.rank) * self.micro
             rows: list[Encoded] = []
-            for index in batches[position][start : start + self.micro]:
-                row, bad = self.mixture.draw(name, int(index), self.seed, epoch, self.encode)
-                rows.append(row)
-                reasons += bad
+            for row in range(start, start + self.micro):
+                index = int(batches[position, row])
+                encoded, refused = self.mixture.draw(name, index, (self.seed, step, row), self.encode)
+                rows += encoded
+                reasons += refused
+                if not encoded:
+                    return name, reasons, parcel.pack([])
             micro_batches.append(collate(rows, self.mixture.contrast))
-        return name, micro_batches, reasons
+        return name, reasons, parcel.pack(micro_batches)
 
 
 class Loader:
-    """This rank's micro-batches of every step from `start_step` up to `steps`."""
+    """This rank's micro-batches of every step from `start_step` up to `steps`.
+
+    A sample that is refused was drawn in a worker, which sends the reason along with the step's batches. So it counts
+    when its step is trained on, whatever was loaded ahead, and `total` makes the counts the same on every rank: all
+    stop at the same step. Rank 0 logs them, and lists them in `refused`, from where a resumed run counts on.
+
+    Args:
+        total: sums counts over the ranks, key by key; every rank calls it at every step.
+        refused: file of JSON lines {"step", "source", "reason"}.
+    """
 
     def __init__(
-        self, mixture: Mixture, encode: Callable[[Sample, int], Encoded], *, seed: int, batch_size: int,
-        accumulation: int, rank: int, world_size: int, start_step: int, steps: int, workers: int,
+        self, mixture: Mixture, encode: Encode, *, seed: int, batch_size: int, accumulation: int, rank: int,
+        world_size: int, start_step: int, steps: int, workers: int,
+        total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict, refused: Path | None = None,
     ) -> None:  # fmt: skip
         self.steps = _Steps(mixture, encode, seed, batch_size, accumulation, rank, world_size)
         self.range = range(start_step, steps)
@@ -151,22 +193,61 @@ class Loader:
             self.steps, batch_size=None, sampler=self.range, num_workers=workers, pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,
         )  # fmt: skip
-        self.refused: Counter[str] = Counter()
+        self.total, self.path = total, refused
+        self.refused: Counter[tuple[str, str]] = Counter()  # by source and kind of reason, over all ranks
 
     def __len__(self) -> int:
         return len(self.range)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        drawn = 0
-        for name, micro_batches, reasons in self.loader:
-            drawn += sum(len(batch.ids) for batch in micro_batches)
-            for reason in reasons:
-                self.refused[name] += 1
-                log.warning("skipped a sample of %s: %s", name, reason)
-            limit = self.steps.mixture.bad_samples
-            if self.refused.total() > max(limit * drawn, 10):
-                raise UserError(
-                    f"{self.refused.total()} of {drawn} samples cannot be used ({dict(self.refused)}), more than "
-                    f"mixture.bad_samples={limit}; the reasons are in the log"
-                )
-            yield micro_batches
+        for reason, count in self.total(self._earlier()).items():
+            self.refused[_kind(reason)] += int(count)
+        for step, (name, reasons, micro_batches) in zip(self.range, self.loader, strict=True):
+            refused = self.total(Counter(f"{name}: {reason}" for reason in reasons))
+            self._note(step, refused)
+            self._check(step, name, refused)
+            yield parcel.unpack(micro_batches)
+
+    def _earlier(self) -> Counter[str]:
+        """What was refused before the first step, which rank 0 knows; lines of steps that are repeated are dropped."""
+        if self.steps.rank or self.path is None or not self.path.exists():
+            return Counter()
+        lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # a killed run's may be cut
+        records = [record for record in map(json.loads, lines) if record["step"] < self.range.start]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return Counter(f"{record['source']}: {record['reason']}" for record in records)
+
+    def _note(self, step: int, refused: Mapping[str, float]) -> None:
+        for text, count in refused.items():
+            source, _, reason = text.partition(": ")
+            for _ in range(int(count) if reason != GIVEN_UP else 0):
+                self.refused[_kind(text)] += 1
+                so_far = self.refused[_kind(text)]
+                if self.steps.rank:
+                    continue
+                if so_far <= 3:
+                    log.warning("skipped a sample of %s: %s", source, reason)
+                elif str(so_far).strip("0") == "1":
+                    log.warning("skipped %d samples of %s so far: %s", so_far, *_kind(text))
+                if self.path is not None:
+                    with self.path.open("a") as file:
+                        file.write(json.dumps({"step": step, "source": source, "reason": reason}) + "\n")
+
+    def _check(self, step: int, name: str, refused: Mapping[str, float]) -> None:
+        """Raises UserError, on all ranks alike, where a batch cannot be filled or too many samples are bad."""
+        where = f"all are listed in {self.path}" if self.path else "see the log"
+        bad, limit = self.refused.total(), self.steps.mixture.bad_samples
+        draws = (step + 1) * self.steps.batch_size + bad
+        kinds = "; ".join(f"{count} x {source}: {kind}" for (source, kind), count in self.refused.most_common(8))
+        if f"{name}: {GIVEN_UP}" in refused:
+            raise UserError(f"mixture.sources.{name}: {GIVEN_UP} ({kinds}); {where}")
+        if bad > (max(limit * draws, TOLERATED) if limit else 0):
+            raise UserError(
+                f"{bad} of {draws} samples cannot be used, more than mixture.bad_samples={limit} ({kinds}); {where}"
+            )
+
+
+def _kind(text: str) -> tuple[str, str]:
+    """Source and kind of "SOURCE: WHERE: WHAT": the same whatever the record and the numbers."""
+    source, _, reason = text.partition(": ")
+    return source, re.sub(r"\d+", "N", reason.partition(": ")[2] or reason)

@@ -133,6 +133,24 @@ def best_mask(
     ].sigmoid() > 0.5, value.item()
 
 
+def above_background(
+    output: ItemOutput,
+    *,
+    column: int = 0,
+) -> tuple[Tensor, float]:
+    """Everything that one candidate means, bool[H, W], and its best probability: the union of the masks of all queries
+    that are more probable for it than for the background (none of the candidates). Nothing means that it is absent.
+
+    A pixel belongs to a mask where sigmoid > 0.5.
+    """
+    probabilities = output.class_logits.float().softmax(-1)
+    queries = (probabilities[:, column] > probabilities[:, -1]).nonzero()[:, 0]
+    union = torch.zeros(output.image_size, dtype=torch.bool, device=output.mask_logits.device)
+    for _, logits in _restored(output, queries):
+        union |= (logits.sigmoid() > 0.5).any(0)
+    return union, probabilities[queries, column].max().item() if len(queries) else 0.0
+
+
 def boxes(masks: Tensor) -> Tensor:
     """Tight boxes of bool[n, H, W]: float32[n, 4], (x0, y0, x1, y1), maximum exclusive; zeros if empty."""
     sides = []

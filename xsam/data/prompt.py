@@ -1,13 +1,23 @@
 """From a sample to arrays: chat template, token ids, supervised labels, spans, both images, targets in the frame."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Encoded, Sample, Turn, UserError
+from ..structures import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN,
+    REGION_TOKEN,
+    BadSample,
+    Encoded,
+    Sample,
+    SegmentMap,
+    Turn,
+    UserError,
+)
 from .images import fit_frame, read_image, vision_image
 from .masks import decode_rle, pad_ids, resize_ids
 from .regions import sample_points
@@ -71,15 +81,22 @@ class Processor:
                 if i is not None
             )
 
-    def __call__(self, sample: Sample, key: int) -> Encoded:
+    def __call__(self, sample: Sample, key: int, *, shorten: bool = False) -> Encoded:
         """Encode a sample; `key` seeds the region points and, later, the criterion's points.
 
+        With `shorten` (training), a conversation that is too long loses its last turns and what they ask for, but
+        never a part of a turn.
+
         Raises:
-            BadSample: the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, or an
-                image cannot be read.
+            BadSample: the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, the text
+                has more or fewer `<region>` than there are prompts, or an image cannot be read.
         """
-        ids, labels = self.tokenize(sample.turns)
-        return self._encode(sample, key, ids, labels)
+        turns = [self._turn(number, turn) for number, turn in enumerate(sample.turns)]
+        if shorten:
+            fit = np.searchsorted(np.cumsum([len(ids) for ids, _ in turns]), self.max_length, side="right")
+            turns = turns[: max(1, int(fit))]
+            sample = first_turns(sample, len(turns))
+        return self._encode(sample, key, *_joined(turns))
 
     def prompt(self, sample: Sample, key: int, answer: list[int] | None = None) -> Encoded:
         """Encode the first question alone, for generation, or followed by a generated answer."""
@@ -90,21 +107,19 @@ class Processor:
 
     def tokenize(self, turns: tuple[Turn, ...]) -> tuple[list[int], list[int]]:
         """Token ids and labels of a conversation; text around placeholders is tokenised piece by piece."""
-        ids: list[int] = []
-        labels: list[int] = []
-        for number, turn in enumerate(turns):
-            assert self.tokenizer is not None, "text needs processor.tokenizer"
-            question: list[int] = []
-            if number == 0 and self.template.bos:
-                question.append(self.tokenizer.bos_token_id)
-            elif number:
-                question += self._ids(self.template.separator)
-            for piece in re.split("(<image>|<region>)", self.template.user.format(turn.question)):
-                question += [PLACEHOLDERS[piece]] if piece in PLACEHOLDERS else self._ids(piece)
-            answer = self._ids(turn.answer + self.template.end)
-            ids += question + answer
-            labels += [IGNORE_INDEX] * len(question) + answer
-        return ids, labels
+        return _joined([self._turn(number, turn) for number, turn in enumerate(turns)])
+
+    def _turn(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
+        assert self.tokenizer is not None, "text needs processor.tokenizer"
+        question: list[int] = []
+        if number == 0 and self.template.bos:
+            question.append(self.tokenizer.bos_token_id)
+        elif number:
+            question += self._ids(self.template.separator)
+        for piece in re.split("(<image>|<region>)", self.template.user.format(turn.question)):
+            question += [PLACEHOLDERS[piece]] if piece in PLACEHOLDERS else self._ids(piece)
+        answer = self._ids(turn.answer + self.template.end)
+        return question + answer, [IGNORE_INDEX] * len(question) + answer
 
     def text(self, ids: list[int]) -> str:
         """Generated ids as text, with the tags kept."""
@@ -119,6 +134,9 @@ class Processor:
         if len(ids) > self.max_length:
             raise BadSample(f"{sample.id}: {len(ids)} text tokens, more than max_length={self.max_length}")
         input_ids = np.array(ids, np.int64)
+        asked, given = int((input_ids == REGION_TOKEN).sum()), len(sample.slots) or len(sample.regions)
+        if asked != given:
+            raise BadSample(f"{sample.id}: {asked} <region> in the text, {given} visual prompts")
         span_ids, seg_ids = self._spans(input_ids, sample.id) if len(ids) else (input_ids, input_ids)
         side = self.seg_size
         pixels = np.zeros((3, 0, 0), np.uint8)
@@ -172,12 +190,41 @@ class Processor:
         return np.where((depth == 1) | closed, opened.cumsum() - 1, -1), np.where(seg, seg.cumsum() - 1, -1)
 
 
+def first_turns(sample: Sample, count: int) -> Sample:
+    """The sample without all but its first `count` turns, and without the masks and regions that the others ask for.
+
+    Raises BadSample where a mask that stays is labelled with a phrase of a turn that does not.
+    """
+    if count >= len(sample.turns):
+        return sample
+    text = "".join(turn.question + turn.answer for turn in sample.turns[:count])
+    kept = np.flatnonzero(sample.mask_segs < text.count("<SEG>"))
+    if sample.labels[kept].max(initial=-1) >= text.count("<p>"):
+        raise BadSample(f"{sample.id}: the text is too long, and its first turns need phrases of later ones")
+    numbers = np.full(sample.masks.count + 1, -1, np.int16)  # the last is for -1
+    numbers[kept] = np.arange(len(kept))
+    regions = text.count("<region>")
+    return replace(
+        sample,
+        turns=sample.turns[:count],
+        masks=SegmentMap(numbers[sample.masks.ids], len(kept)),
+        labels=sample.labels[kept],
+        mask_segs=sample.mask_segs[kept],
+        regions=sample.regions if len(sample.slots) else sample.regions[:regions],
+        slots=sample.slots[:regions],
+    )
+
+
+def _joined(turns: list[tuple[list[int], list[int]]]) -> tuple[list[int], list[int]]:
+    return [i for ids, _ in turns for i in ids], [label for _, labels in turns for label in labels]
+
+
 def load_tokenizer(name: str) -> Any:
     """A transformers tokenizer with X-SAM's three special tokens at its end. UserError where it is not to be had."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # nor is the user asked
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; give a local folder as processor.tokenizer=..., or allow the hub"
         raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}){hint}") from None

@@ -1,31 +1,222 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: sentences that refer to one object of an image."""
+"""Expressions that refer to something in an image: RefCOCO, RefCOCO+, RefCOCOg (one object each) and gRefCOCO (any
+number of objects, or none)."""
 
 import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..structures import UserError
-from .coco import REMEDY, Instance, annotation_mask, read_coco, require_folder
+from ..structures import BadSample, UserError
+from .coco import read_coco, require_folder
+from .images import image_size
+from .index import REMEDY, Index, bad_row, stream_json_list, take, take_text
+from .masks import segmentation_mask
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class ReferredObject:
-    """One annotated object and the sentences that refer to it: lower case, each once, sorted."""
+class Expression:
+    """Sentences that mean the same objects of an image, or that fit nothing in it."""
+
+    id: str  # unique in its split
+    sentences: tuple[str, ...]  # lower case, each once, sorted
+    kinds: tuple[str, ...]  # what sort of sentence each is, where the file says so; else empty
+    objects: tuple[int, ...]  # numbers among the image's objects; none = nothing in the image fits
+
+
+@dataclass(frozen=True, slots=True)
+class ReferredImage:
+    """An image with its expressions."""
 
     image: str  # path
     image_id: str
     height: int
     width: int
-    instance: Instance
-    sentences: tuple[str, ...]
-    kinds: tuple[str, ...]  # what sort of sentence each is, where its ref says so; else empty
+    objects: tuple[tuple[str, Any], ...]  # name for messages and COCO segmentation of each, referred to or not
+    expressions: tuple[Expression, ...]
 
-    def mask(self) -> np.ndarray:
-        """bool[H, W]. Raises ValueError with the annotation's id when it is malformed."""
-        return annotation_mask(self.instance, self.height, self.width)
+    def mask(self, number: int) -> np.ndarray:
+        """An object's mask, bool[H, W]. Raises BadSample where it is malformed or empty."""
+        name, segmentation = self.objects[number]
+        try:
+            mask = segmentation_mask(segmentation, self.height, self.width)
+        except ValueError as error:
+            raise BadSample(f"{name}: {error}") from None
+        if not mask.any():
+            raise BadSample(f"{name}: its mask is empty")
+        return mask
+
+    def masks(self, numbers: Sequence[int]) -> np.ndarray:
+        """The masks of some objects, bool[N, H, W]. Raises BadSample as `mask` does."""
+        masks = [self.mask(number) for number in numbers]
+        return np.stack(masks) if masks else np.zeros((0, self.height, self.width), bool)
+
+
+class Expressions:
+    """A sequence of images with expressions. The subclasses below, and `jsonl.JsonLines`, make the rows.
+
+    A row is `{"id", "image", "size": [H, W] or null, "objects": [[name, segmentation]], "expressions":
+    [[id, {sentence: kind}, object numbers]]}`; what is not checked when it is made is checked when it is asked for.
+    """
+
+    def __init__(self, index: Index, folder: Path) -> None:
+        self._index, self._folder = index, folder
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> ReferredImage:
+        """The image. Raises BadSample where its record or file cannot be used."""
+        row = self._index[index]
+        what = f"image {row['id']}"
+        path = str(self._folder / take(row, "image", str, what))
+        size = image_size(path)
+        if row["size"] is not None and tuple(row["size"]) != size:
+            raise BadSample(f"{what}: {path} is {size}, its annotations say {tuple(row['size'])}")
+        expressions = (
+            Expression(name, tuple(sentences), tuple(sentences.values()), tuple(objects))
+            for name, sentences, objects in row["expressions"]
+        )
+        objects = tuple((name, segmentation) for name, segmentation in row["objects"])
+        return ReferredImage(path, row["id"], *size, objects, tuple(expressions))
+
+    def questions(self) -> np.ndarray:
+        """int64[N, 3], number of image, expression and sentence of every sentence; one for an image without a record
+        that can be used, so that it is counted."""
+        found: list[tuple[int, int, int]] = []
+        for i in range(len(self)):
+            expressions = self._expressions(i)
+            found += [(i, e, s) for e, row in enumerate(expressions) for s in range(len(row[1]))]
+            found += [(i, 0, 0)] * (not expressions)
+        return np.array(found, np.int64).reshape(-1, 3)
+
+    def id(self, index: int, expression: int = -1, sentence: int = 0) -> str:
+        """A name for an image, or for a sentence of it, which is there even if the record cannot be used."""
+        if expression < 0:
+            try:
+                return self._index[index]["id"]
+            except BadSample:
+                return f"record {index}"
+        expressions = self._expressions(index)
+        return f"{expressions[expression][0]}-{sentence}" if expressions else f"record {index}"
+
+    def _expressions(self, index: int) -> list[Any]:
+        try:
+            return self._index[index]["expressions"]
+        except BadSample:
+            return []
+
+
+class RefCoco(Expressions):
+    """One split of `refs(...).p`, with `instances.json`: every image with the objects that are referred to.
+
+    Raises UserError when a file is missing or of another kind, and for a split that the file does not have.
+    """
+
+    def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
+        def rows() -> Iterator[Json]:
+            return _rows(_read_refs(Path(refs)), refs, instances, split, _one_object)
+
+        folder = require_folder(images)
+        super().__init__(Index([refs, instances], f"refcoco 1 {split}", rows), folder)
+
+
+class GRefCoco(Expressions):
+    """One split of `grefs(...).json`, with `instances.json`; every ref is an expression of its own, as its evaluation
+    counts them. Raises UserError as `RefCoco` does."""
+
+    def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
+        def rows() -> Iterator[Json]:
+            return _rows(stream_json_list(refs), refs, instances, split, _any_objects)
+
+        folder = require_folder(images)
+        super().__init__(Index([refs, instances], f"grefcoco 1 {split}", rows), folder)
+
+
+def _one_object(ref: Json, number: int, what: str) -> tuple[str, list[int]]:
+    """Name of the expression, which all refs to the object share, and the ids of what it means."""
+    annotation = take(ref, "ann_id", int, what)
+    return str(annotation), [annotation]
+
+
+def _any_objects(ref: Json, number: int, what: str) -> tuple[str, list[int]]:
+    ids = take(ref, "ann_id", list, what)
+    absent = take(ref, "no_target", bool, what) if "no_target" in ref else ids == [-1]
+    if absent != (ids in ([-1], [])):
+        raise BadSample(f"{what}: 'no_target' is {absent}, 'ann_id' is {ids}")
+    return str(number), [] if absent else ids
+
+
+def _rows(
+    refs: Iterable[Any],
+    path: str | Path,
+    instances: str | Path,
+    split: str,
+    meaning: Callable[[Json, int, str], tuple[str, list[int]]],
+) -> Iterator[Json]:
+    """A row for every image of the split, and a bad one for every ref that cannot be used."""
+    content = read_coco(instances, "images", "annotations")
+    images, annotations = _by_id(content["images"]), _by_id(content["annotations"])
+    splits: set[str] = set()
+    found: dict[int, dict[str, tuple[dict[str, str], list[int]]]] = {}  # image -> expression -> sentences, meaning
+    for number, ref in enumerate(refs):
+        what = f"ref {number} of {Path(path).name}"
+        try:
+            splits.add(take(ref, "split", str, what))
+            if ref["split"] != split:
+                continue
+            image, (name, ids) = take(ref, "image_id", int, what), meaning(ref, number, what)
+            _check_ids(image, ids, images, annotations, what)
+            texts = [take_text(row, "sent", what).lower() for row in take(ref, "sentences", list, what)]
+            if not texts:
+                raise BadSample(f"{what}: has no sentence")
+        except BadSample as error:
+            yield bad_row(str(error))
+            continue
+        sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, ids))
+        sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
+    if split not in splits:
+        raise UserError(f"{path}: has no split {split!r}; there is: {', '.join(sorted(splits)) or 'none'}")
+    objects: dict[int, dict[int, Any]] = {image: {} for image in found}
+    for ann_id, annotation in annotations.items():
+        if annotation is not None and annotation.get("image_id") in objects:
+            objects[annotation["image_id"]][ann_id] = annotation.get("segmentation")
+    for image, expressions in found.items():
+        yield {
+            "id": str(image),
+            "image": images[image].get("file_name"),
+            "size": [images[image].get("height"), images[image].get("width")],
+            "objects": [[f"annotation {ann_id}", segmentation] for ann_id, segmentation in objects[image].items()],
+            "expressions": [
+                [name, dict(sorted(sentences.items())), [list(objects[image]).index(i) for i in dict.fromkeys(ids)]]
+                for name, (sentences, ids) in expressions.items()
+            ],
+        }
+
+
+def _by_id(records: list[Any]) -> dict[int, Any]:
+    """Records by id; None where two have the same, so that neither is taken for the other."""
+    found: dict[int, Any] = {}
+    for record in records:
+        if isinstance(record, dict) and isinstance(record.get("id"), int):
+            usable = record["id"] not in found and isinstance(record.get("image_id", 0), int)
+            found[record["id"]] = record if usable else None
+    return found
+
+
+def _check_ids(image: int, ids: list[Any], images: dict[int, Any], annotations: dict[int, Any], what: str) -> None:
+    if images.get(image) is None:
+        raise BadSample(f"{what}: the instances do not have image {image} exactly once")
+    for ann_id in ids:
+        annotation = annotations.get(ann_id) if isinstance(ann_id, int) else None
+        if annotation is None:
+            raise BadSample(f"{what}: the instances do not have annotation {ann_id} exactly once")
+        if annotation.get("image_id") != image:
+            raise BadSample(f"{what}: annotation {ann_id} is on image {annotation.get('image_id')}, not {image}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -35,7 +226,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is more than plain data")
 
 
-def _read_refs(path: Path) -> list[dict[str, Any]]:
+def _read_refs(path: Path) -> list[Any]:
     try:
         with path.open("rb") as file:
             refs = _PlainUnpickler(file, encoding="latin1").load()  # the published files are Python 2's
@@ -43,78 +234,6 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
     except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: refused: {error or 'not a pickle'}; fetch the file anew") from None
-    keys = {"ann_id", "split", "sentences"}
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) and keys <= ref.keys() for ref in refs):
-        raise UserError(f"{path}: not a list of refs with ann_id, split and sentences; fetch the file anew")
+    if not isinstance(refs, list):
+        raise UserError(f"{path}: not a list of refs; it is another kind of file")
     return refs
-
-
-class RefCoco:
-    """One split of `refs(...).p`, with `instances.json`: a sequence of objects, in the order of the file.
-
-    `by_image` groups their indices: a tuple for each image. Raises UserError when a file is missing or
-    malformed, and for a split that the file does not have.
-    """
-
-    def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
-        path, folder = Path(refs), require_folder(images)
-        rows = _read_refs(path)
-        splits = sorted({ref["split"] for ref in rows})
-        if split not in splits:
-            raise UserError(f"{path}: has no split {split!r}; there is: {', '.join(splits)}")
-        content = read_coco(instances, "images", "annotations", "categories")
-        self._images = {image["id"]: image for image in content["images"]}
-        annotations = {annotation["id"]: annotation for annotation in content["annotations"]}
-        self._annotations: list[dict[str, Any]] = content["annotations"]
-        self._folder = folder
-        self._rows: list[tuple[dict[str, Any], dict[str, str]]] = []
-        grouped: dict[Any, list[dict[str, Any]]] = {}
-        for ref in rows:
-            if ref["split"] == split:
-                grouped.setdefault(ref["ann_id"], []).append(ref)
-        of_image: dict[Any, list[int]] = {}
-        for ann_id, group in grouped.items():
-            annotation = annotations.get(ann_id)
-            if annotation is None or annotation["image_id"] not in self._images:
-                raise UserError(f"{instances}: lacks annotation {ann_id} of {path}; fetch both anew")
-            sentences = {row["sent"].strip().lower(): ref.get("kind", "") for ref in group for row in ref["sentences"]}
-            of_image.setdefault(annotation["image_id"], []).append(len(self._rows))
-            self._rows.append((annotation, dict(sorted(sentences.items()))))
-        self.by_image = [tuple(indices) for indices in of_image.values()]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> ReferredObject:
-        annotation, sentences = self._rows[index]
-        image = self._images[annotation["image_id"]]
-        return ReferredObject(
-            image=str(self._folder / image["file_name"]),
-            image_id=str(image["id"]),
-            height=image["height"],
-            width=image["width"],
-            instance=_instance(annotation),
-            sentences=tuple(sentences),
-            kinds=tuple(sentences.values()),
-        )
-
-    def masks_by_image(self) -> dict[str, list[np.ndarray]]:
-        """The masks bool[H, W] of all annotated objects of this split's images, referred to or not, by image id."""
-        wanted = {annotation["image_id"] for annotation, _ in self._rows}
-        masks: dict[str, list[np.ndarray]] = {str(image_id): [] for image_id in wanted}
-        for annotation in self._annotations:
-            if annotation["image_id"] in wanted:
-                image = self._images[annotation["image_id"]]
-                mask = annotation_mask(_instance(annotation), image["height"], image["width"])
-                masks[str(image["id"])].append(mask)
-        return masks
-
-
-def _instance(annotation: dict[str, Any]) -> Instance:
-    return Instance(
-        annotation["id"],
-        annotation["category_id"],
-        annotation["segmentation"],
-        annotation["area"],
-        bool(annotation.get("iscrowd", 0)),
-    )

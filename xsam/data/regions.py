@@ -1,8 +1,131 @@
-"""Visual prompts: from a drawn region to the points its feature is taken at."""
+"""Visual prompts: points, scribbles, boxes and masks drawn from an instance; from a drawn region to the points its
+feature is taken at."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from ..structures import BadSample
+from .masks import mask_box
+
+KINDS = ("point", "scribble", "box", "mask")
+BRUSH = {"point": 10.0, "scribble": 5.0}  # radius in pixels of COCO's images (X-SAM and PSALM alike)
+TRIES = 100  # draws of a place that has to fit, all made at once, before the fallback
+
+Part = tuple[np.ndarray, tuple[int, int]]  # a connected component: bool[h, w] cut to its box, and the box's (y0, x0)
+
+
+def visual_prompts(
+    mask: np.ndarray, rng: np.random.Generator, kinds: Sequence[str] = KINDS, scale: float = 1.0
+) -> dict[str, np.ndarray]:
+    """What a user might draw to show an object, as X-SAM draws it (arXiv 2508.04655) for every connected component.
+
+    Each kind has a random stream of its own: asked for alone, it is drawn as it is among the others.
+
+    Args:
+        mask: bool[H, W], the object.
+        rng: a fresh generator; draws depend on its seed alone.
+        scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images.
+
+    Returns:
+        bool[H, W] by kind, never empty.
+
+    Raises:
+        BadSample: the object has no pixel.
+    """
+    if not mask.any():
+        raise BadSample("an object without a pixel has no visual prompt")
+    streams = dict(zip(KINDS, rng.spawn(len(KINDS)), strict=True))
+    parts = _components(mask)
+    prompts = {}
+    for kind in kinds:
+        if kind == "mask":
+            prompts[kind] = _blurred(mask, 2 * scale)
+            continue
+        prompt = np.zeros_like(mask)
+        for part in parts:
+            if kind == "box":
+                _draw_box(prompt, part, streams[kind])
+            elif kind == "point":
+                prompt[_point(part, streams[kind])] = True
+            else:
+                _draw_scribble(prompt, part, streams[kind], scale)
+        prompts[kind] = dilate(prompt, BRUSH.get(kind, 0) * scale)
+    return prompts
+
+
+def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
+    """bool[H, W] -> every pixel at most `radius` from one of the mask."""
+    if radius <= 0 or not mask.any():
+        return mask
+    window = _window(mask, int(radius) + 1)
+    grown = np.zeros_like(mask)
+    grown[window] = ndimage.distance_transform_edt(~mask[window]) <= radius
+    return grown
+
+
+def _window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
+    x0, y0, x1, y1 = mask_box(mask)
+    return slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
+
+
+def _components(mask: np.ndarray) -> list[Part]:
+    """The connected components (8 neighbours) of more than 5 pixels, or the largest where all are smaller."""
+    window = _window(mask, 0)
+    labels, _ = ndimage.label(mask[window], np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())[1:]
+    kept = np.flatnonzero(areas > 5) if areas.max() > 5 else [areas.argmax()]
+    boxes = ndimage.find_objects(labels)
+    y0, x0 = window[0].start, window[1].start
+    return [(labels[boxes[i]] == i + 1, (y0 + boxes[i][0].start, x0 + boxes[i][1].start)) for i in kept]
+
+
+def _point(part: Part, rng: np.random.Generator) -> tuple[int, int]:
+    """(y, x) of a pixel of the component at most half of its shorter side from the centroid, or of any."""
+    pixels = np.argwhere(part[0])
+    angle = rng.uniform(0, 2 * np.pi, TRIES)
+    reach = rng.uniform(0, min(part[0].shape) / 2, TRIES)
+    places = np.rint(pixels.mean(0) + reach[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)).astype(int)
+    places = places[((places >= 0) & (places < part[0].shape)).all(1)]
+    places = places[part[0][tuple(places.T)]]
+    y, x = places[0] if len(places) else pixels[rng.integers(len(pixels))]
+    return int(y) + part[1][0], int(x) + part[1][1]
+
+
+def _draw_box(prompt: np.ndarray, part: Part, rng: np.random.Generator) -> None:
+    """The box of a component, each side scaled by U(0.9, 1.1) around its centre."""
+    sides = np.array(part[0].shape)
+    centre, half = part[1] + sides / 2, sides * rng.uniform(0.9, 1.1, 2) / 2
+    y0, x0 = np.rint(centre - half).astype(int).clip(0)
+    y1, x1 = np.maximum(np.rint(centre + half).astype(int), (y0 + 1, x0 + 1))
+    prompt[y0:y1, x0:x1] = True
+
+
+def _draw_scribble(prompt: np.ndarray, part: Part, rng: np.random.Generator, scale: float) -> None:
+    """A diagonal of a box around the centroid that overlaps the component's by half or more, waved like a sine."""
+    sides, low = np.array(part[0].shape), np.array(part[1])
+    size = np.concatenate([rng.uniform(0.5, 1.2, (TRIES, 2)) * sides, sides[None]])
+    corner = np.argwhere(part[0]).mean(0) + 0.5 + low - size / 2
+    corner[-1] = low  # the last resort is the component's own box
+    overlap = (np.minimum(corner + size, low + sides) - np.maximum(corner, low)).clip(0).prod(1)
+    first = int((overlap / (size.prod(1) + sides.prod() - overlap) >= 0.5).argmax())
+    (height, width), (y, x) = size[first], corner[first]
+    # No wave higher than a quarter of the box: a scribble over a small object should stay on it.
+    wave = min(rng.uniform(10, 20) * scale, height / 4), rng.uniform(0.2, 1), rng.uniform(0, 2 * np.pi)
+    t = np.linspace(0, 1, int(4 * (height + width)) + 2)  # dense enough that neighbours touch
+    ys = y + height * (t if rng.random() < 0.5 else 1 - t) + wave[0] * np.sin(2 * np.pi * wave[1] * t + wave[2])
+    xs = x + width * t
+    prompt[ys.astype(int).clip(0, prompt.shape[0] - 1), xs.astype(int).clip(0, prompt.shape[1] - 1)] = True
+
+
+def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
+    """The mask after a Gaussian blur, where it is above its mean over the image."""
+    window = _window(mask, int(4 * sigma) + 2)  # the filter ends after 4 sigma
+    soft = ndimage.gaussian_filter(mask[window].astype(np.float32), sigma)
+    prompt = np.zeros_like(mask)
+    prompt[window] = soft > soft.sum(dtype=np.float64) / mask.size
+    return prompt if prompt.any() else mask  # a mask of the whole image is its own mean
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) -> np.ndarray:

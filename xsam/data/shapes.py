@@ -1,23 +1,17 @@
-"""The embedded world: coloured shapes on grass, sand or water under a sky, in the real datasets' formats.
+"""The embedded world: coloured shapes on grass, sand or water under a sky, and all that can be said about them.
 
-Every stage trains and every benchmark runs on it without a download. A scene is a function of (seed, split,
-index), so it does not matter in which order, or how many of them, are made.
+Every stage trains and every benchmark runs on it without a download; `shapes_files` writes it to disk. A scene is a
+function of (seed, split, index), so it does not matter in which order, or how many of them, are made.
 """
 
-import json
-import pickle
-from collections import Counter
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from .masks import encode_rle, mask_box, write_panoptic_png
 
 SHAPES = ("circle", "square", "triangle", "ring", "star", "cross")
 COLOURS = {
@@ -71,7 +65,8 @@ class Scene:
     ids: np.ndarray  # int64[S, S]: number of the thing; len(things) is the sky, one more the ground
 
 
-def _generator(key: tuple[int, int, int], purpose: str) -> np.random.Generator:
+def generator(key: tuple[int, int, int], purpose: str) -> np.random.Generator:
+    """The draws of a scene for one purpose."""
     return np.random.default_rng([*key, *purpose.encode()])
 
 
@@ -122,7 +117,7 @@ def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
 def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
     """Choose and place 4 to 6 things on a background; `render` paints them."""
     key = (seed, SPLITS[split], index)
-    rng = _generator(key, "layout")
+    rng = generator(key, "layout")
     while True:
         count = int(rng.integers(4, 7))
         ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
@@ -183,7 +178,7 @@ def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]
 
 def render(scene: Scene) -> np.ndarray:
     """Paint a scene, uint8[S, S, 3]: shaded things with smooth edges, a little noise, varying light."""
-    rng = _generator(scene.key, "pixels")
+    rng = generator(scene.key, "pixels")
     size = len(scene.ids)
     sky = np.array(SKY, np.float32) + np.linspace(-20, 20, size, dtype=np.float32)[:, None, None]
     image = np.where(scene.sky[..., None], sky, _paint_ground(rng, scene.ground, size))
@@ -325,18 +320,35 @@ _CAPTIONS = (
 
 def caption(scene: Scene) -> tuple[str, str]:
     """A request and a description of the scene, things from left to right, equal ones together."""
-    rng = _generator(scene.key, "caption")
+    request, text, _ = grounded_caption(scene)
+    return request, text
+
+
+def grounded_caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
+    """`caption`, and its phrases in text order: where each begins and ends, and the numbers in `scene.ids` it means."""
+    rng = generator(scene.key, "caption")
     names = _pick(rng, [names for names in _ATTRIBUTES if "shape" in names])
-    things = sorted(scene.things, key=lambda thing: thing.centre[0])
-    counts = Counter(phrase(thing, names) for thing in things)
-    parts = [_article(words) if n == 1 else f"{_NUMBERS[n]} {_plural(words)}" for words, n in counts.items()]
-    text = _pick(rng, _CAPTIONS).format(things=_listing(parts), ground=scene.ground, count=_NUMBERS[len(things)])
-    return _pick(rng, CAPTION_PROMPTS), text
+    alike: dict[str, list[int]] = {}
+    for number, thing in sorted(enumerate(scene.things), key=lambda pair: pair[1].centre[0]):
+        alike.setdefault(phrase(thing, names), []).append(number)
+    parts = {
+        _article(words) if len(same) == 1 else f"{_NUMBERS[len(same)]} {_plural(words)}": same
+        for words, same in alike.items()
+    }
+    text = _pick(rng, _CAPTIONS).format(
+        things=_listing(list(parts)), ground=scene.ground, count=_NUMBERS[len(scene.things)]
+    )
+    parts |= {scene.ground: [len(scene.things) + 1], "the sky": [len(scene.things)]}
+    phrases = []
+    for words, numbers in parts.items():
+        if found := re.search(rf"\b{words}\b", text):
+            phrases.append((*found.span(), numbers))
+    return _pick(rng, CAPTION_PROMPTS), text, sorted(phrases)
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
     """Questions about a scene with answers of one word, one of each sort, in random order."""
-    rng = _generator(scene.key, "chat")
+    rng = generator(scene.key, "chat")
     fitting = fits(scene)
     alone = {words: things[0] for words, things in fitting.items() if len(things) == 1}
     stranger = _stranger(rng, fitting)
@@ -365,7 +377,7 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
-def _stranger(rng: np.random.Generator, fitting: dict[str, list[Thing]]) -> str:
+def _stranger(rng: np.random.Generator, fitting: Collection[str]) -> str:
     """A phrase that fits nothing in the scene."""
     while True:
         shape, colour, texture, size = (_pick(rng, list(a)) for a in (SHAPES, COLOURS, TEXTURES, SIZES))
@@ -383,149 +395,57 @@ def _relation_question(rng: np.random.Generator, scene: Scene, alone: dict[str, 
     return [(f"Is the {first} {relation} the {second}?", "yes" if yes else "no")] if yes or no else []
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- generalised expressions and reasoning
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+def generalised(scene: Scene) -> list[tuple[str, list[int]]]:
+    """Expressions with the numbers of all things that they mean: one, several ("the two red shapes") and none."""
+    rng = generator(scene.key, "generalised")
+    number = {id(thing): i for i, thing in enumerate(scene.things)}
+    meant = {words: [number[id(thing)] for thing in things] for words, things in list(fits(scene).items())[1:]}
+    several = [words for words, numbers in meant.items() if len(numbers) > 1]
+    one = [words for words, numbers in meant.items() if len(numbers) == 1]
+    found = []
+    if several:
+        words = _pick(rng, several)
+        found.append((f"the {_NUMBERS[len(meant[words])]} {_plural(words)}", meant[words]))
+    if one:
+        words = _pick(rng, one)
+        found.append((f"the {words}", meant[words]))
+    return [*found, (f"the {_stranger(rng, meant)}", [])]
 
 
-def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 0, size: int = 96) -> None:
-    """Write the world under `root` in the formats of COCO panoptic, COCO instances, RefCOCO and LLaVA.
-
-    Nothing is done when it is there already with the same arguments; an interrupted run is started over.
-    """
-    root = Path(root)
-    stamp = root / "prepared.json"
-    arguments = json.dumps({"version": 1, "train": train, "val": val, "seed": seed, "size": size})
-    if stamp.exists() and stamp.read_text() == arguments:
-        return
-    stamp.unlink(missing_ok=True)
-    refs: list[dict[str, Any]] = []
-    refer_images: list[dict[str, Any]] = []
-    refer_annotations: list[dict[str, Any]] = []
-    for split, count in (("train", train), ("val", val)):
-        images, annotations = _write_split(root, split, count, seed, size, refs)
-        refer_images += [image | {"file_name": f"{split}/{image['file_name']}"} for image in images]
-        refer_annotations += annotations
-    things = _coco(refer_images, refer_annotations, list(SHAPES))
-    _write_json(root / "refer/instances.json", things)
-    (root / "refer/refs(shapes).p").write_bytes(pickle.dumps(refs, protocol=2))
-    stamp.write_text(arguments)
+_RULES = {  # a shape by what it could do: a short and a long question, and the reason
+    "circle": ("the shape that could roll away", "What would roll down a hill?", "It is round"),
+    "star": (
+        "the shape that belongs to the night sky",
+        "What is seen in the sky at night?",
+        "Stars shine at night",
+    ),
+    "cross": (
+        "the shape that means plus",
+        "What is used to add two numbers?",
+        "A cross is the sign for plus",
+    ),
+    "square": (
+        "the shape with four equal sides",
+        "What could be a tile of a floor?",
+        "Its four sides are equal",
+    ),
+    "triangle": ("the shape with three corners", "What has the fewest corners?", "It has only three corners"),
+}
 
 
-def _coco(images: list[Any], annotations: list[Any], names: list[str]) -> dict[str, Any]:
-    categories = [
-        {
-            "id": CATEGORIES[name],
-            "name": name,
-            "isthing": int(name in SHAPES),
-            "supercategory": "shape" if name in SHAPES else "background",
-        }
-        for name in names
+def reasoning(scene: Scene) -> list[tuple[int, str, str, str]]:
+    """Things that a rule singles out: number, short question, long question, explanation. Rings are left out, they
+    would roll as circles do."""
+    shapes = [thing.shape for thing in scene.things]
+    rolls = "ring" in shapes
+    return [
+        (number, *_RULES[thing.shape])
+        for number, thing in enumerate(scene.things)
+        if thing.shape in _RULES and shapes.count(thing.shape) == 1 and not (rolls and thing.shape == "circle")
     ]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _write_split(
-    root: Path, split: str, count: int, seed: int, size: int, refs: list[dict[str, Any]]
-) -> tuple[list[Any], list[Any]]:
-    """Write one split and append its referred things to `refs`; returns images and instance annotations."""
-    for folder in (split, f"panoptic_{split}"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    images, panoptic, instances, captions, chats = [], [], [], [], []
-    for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
-        scene = compose(seed, split, index, size)
-        image_id = SPLITS[split] * 1_000_000 + index + 1
-        name = f"{image_id:07d}"
-        Image.fromarray(render(scene)).save(root / split / f"{name}.jpg", quality=95, subsampling=0)
-        segments, ids = _panoptic_segments(scene)
-        write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids)
-        images.append({"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size})
-        panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
-        annotations = _instance_annotations(scene, image_id)
-        instances += annotations
-        refs += _refs(scene, annotations, split)
-        record = {"id": f"{split}-{name}", "image": f"{split}/{name}.jpg"}
-        captions.append(record | {"conversations": _llava([caption(scene)])})
-        chats.append(record | {"conversations": _llava(questions(scene)[:3])})
-    names = list(CATEGORIES)
-    _write_json(root / f"annotations/panoptic_{split}.json", _coco(images, panoptic, names))
-    _write_json(root / f"annotations/instances_{split}.json", _coco(images, instances, list(SHAPES)))
-    _write_json(root / f"captions/{split}.json", captions)
-    _write_json(root / f"conversations/{split}.json", chats)
-    return images, instances
-
-
-def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    texts = [text for turn in turns for text in turn]
-    texts[0] = "<image>\n" + texts[0]
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def _panoptic_segments(scene: Scene) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """COCO's segments_info and the map of its ids, int64[S, S]; the ids use all three bytes of the PNG."""
-    names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
-    ids = 1 + 1_234_567 * np.arange(len(names))
-    segments = []
-    for number, name in enumerate(names):
-        mask = scene.ids == number
-        x0, y0, x1, y1 = mask_box(mask)
-        segments.append(
-            {
-                "id": int(ids[number]),
-                "category_id": CATEGORIES[name],
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-            }
-        )
-    return segments, ids[scene.ids]
-
-
-def _instance_annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    """COCO's annotations of the things; `attributes` is an extra key that says what each looks like."""
-    annotations = []
-    for number, thing in enumerate(scene.things):
-        mask = scene.ids == number
-        x0, y0, x1, y1 = mask_box(mask)
-        annotations.append(
-            {
-                "id": image_id * 10 + number,
-                "image_id": image_id,
-                "category_id": CATEGORIES[thing.shape],
-                "segmentation": encode_rle(mask),
-                "area": thing.area,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "attributes": {"colour": thing.colour, "texture": thing.texture, "size": thing.size},
-            }
-        )
-    return annotations
-
-
-def _refs(scene: Scene, annotations: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    """RefCOCO's refs: one to three sentences of one `kind` (an extra key) for each thing that has any."""
-    rng = _generator(scene.key, "refer")
-    refs = []
-    for annotation, found in zip(annotations, expressions(scene), strict=True):
-        first = (0, 0, 1, 2)[rng.integers(4)]  # attributes half of the time
-        kind = next((k for k in KINDS[first:] + KINDS[:first] if found[k]), "")
-        if not kind:
-            continue
-        chosen = rng.permutation(found[kind])[: rng.integers(1, 4)].tolist()
-        sentences = [
-            {"sent_id": annotation["id"] * 10 + i, "sent": text, "raw": text, "tokens": text.split()}
-            for i, text in enumerate(chosen)
-        ]
-        keys = {key: annotation[key] for key in ("image_id", "category_id")}
-        refs.append(
-            keys
-            | {"ref_id": annotation["id"], "ann_id": annotation["id"], "split": split, "kind": kind}
-            | {"sentences": sentences, "sent_ids": [sentence["sent_id"] for sentence in sentences]}
-        )
-    return refs
 
 
 # ---------------------------------------------------------------- language

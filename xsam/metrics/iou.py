@@ -24,9 +24,13 @@ class ReferringIoU:
     def __post_init__(self) -> None:
         self.totals = np.zeros(7 + len(THRESHOLDS))
 
-    def update(self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED) -> None:
+    def update(
+        self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED, *, failed: bool = False
+    ) -> None:
         """Count one sample: masks bool[H, W]; pixels in `ignore` (may be empty) count in neither.
 
+        Where nothing was predicted because there was no usable answer at all (`failed`), that there is no target does
+        not make it right.
         Raises UserError if the sizes differ.
         """
         for other in (pred, ignore) if ignore.size else (pred,):
@@ -34,7 +38,7 @@ class ReferringIoU:
                 raise UserError(f"a mask is {other.shape}, the ground truth {gt.shape}; sizes must be equal")
         if ignore.size:
             pred, gt = pred & ~ignore, gt & ~ignore
-        self.totals += _measure(pred, gt)
+        self.totals += _measure(pred, gt, failed)
 
     def merge(self, other: "ReferringIoU") -> None:
         """Add what another process counted."""
@@ -60,9 +64,9 @@ class ReferringIoUByKind:
 
     kinds: dict[str, ReferringIoU] = field(default_factory=dict)
 
-    def update(self, pred: np.ndarray, gt: np.ndarray, kind: str = "") -> None:
-        """Count one sample of a kind, "" = of none; masks as in `ReferringIoU.update`."""
-        self.kinds.setdefault(kind, ReferringIoU()).update(pred, gt)
+    def update(self, pred: np.ndarray, gt: np.ndarray, kind: str = "", *, failed: bool = False) -> None:
+        """Count one sample of a kind, "" = of none; the rest as in `ReferringIoU.update`."""
+        self.kinds.setdefault(kind, ReferringIoU()).update(pred, gt, failed=failed)
 
     def merge(self, other: "ReferringIoUByKind") -> None:
         """Add what another process counted."""
@@ -78,13 +82,13 @@ class ReferringIoUByKind:
         return total.compute() | {f"cIoU_{kind}": self.kinds[kind].compute()["cIoU"] for kind in named}
 
 
-def _measure(pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
+def _measure(pred: np.ndarray, gt: np.ndarray, failed: bool) -> np.ndarray:
     """One sample's part: 1, has a target, intersection, union, IoU, target found, absence seen, Pr@X."""
     inter, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)
     target, predicted = bool(gt.any()), bool(pred.any())
-    iou = inter / union if union else 1.0
+    iou = inter / union if union else float(not failed)
     precise = [target and iou >= x for x in THRESHOLDS]
-    return np.array([1, target, inter, union, iou, target and predicted, not target and not predicted, *precise])
+    return np.array([1, target, inter, union, iou, target and predicted, not (target or predicted or failed), *precise])
 
 
 def _percent(part: float, whole: float) -> float | None:

@@ -32,6 +32,14 @@ class Task(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N], how long each sample's text is, in any unit: training batches samples of like lengths.
+
+        Empty where that is not known.
+        """
+        return np.zeros(0, np.int64)
+
     @abstractmethod
     def id(self, index: int) -> str:
         """Unique name of a sample; all its draws in evaluation depend on it alone."""

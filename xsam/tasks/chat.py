@@ -27,8 +27,12 @@ class Chat(Task):
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.data.lengths
+
     def id(self, index: int) -> str:
-        return self.data[index].id
+        return self.data.id(index)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]

@@ -4,17 +4,17 @@ Open-vocabulary segmentation is this task with other rows. In stage 1 there is n
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.coco import Category, CocoInstances, CocoPanoptic, annotation_mask, clean_name
-from ..data.masks import decode_rle, encode_rle, from_label_map
+from ..data.coco import Category, CocoInstances, ImageSegments, annotation_mask, clean_name
+from ..data.masks import decode_rle, encode_rle, unpack
 from ..data.postprocess import instances, panoptic, semantic
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
-from ..metrics.semantic import NOTHING, SemanticIoU
-from ..structures import ItemOutput, Prediction, Sample, Segment, Turn, UserError
+from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, SegmentMap, Turn, UserError
 from .base import Task, choose
 
 QUESTIONS = (
@@ -24,48 +24,74 @@ QUESTIONS = (
     "Divide the image into {categories}.",
 )
 ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
-METRICS = ("panoptic", "instance", "semantic")
+
+
+class SegmentReader(Protocol):
+    """What this task needs of a dataset: `CocoPanoptic`, `CocoInstances`, `LabelMaps`."""
+
+    categories: list[Category]
+    metrics: tuple[str, ...]  # that its masks can be the truth of
+
+    def __len__(self) -> int: ...
+    def id(self, index: int) -> str: ...
+    def segments(self, index: int) -> ImageSegments: ...
 
 
 class GenericSegmentation(Task):
-    """One split of a COCO-panoptic-style dataset. Rows that differ in `metric` alone are answered by one forward pass.
+    """One split of a dataset. Rows that differ in `metric` alone are answered by one forward pass.
 
     Args:
-        data: a reader of panoptic segments.
-        instances: COCO instances of the same images, the truth of the instance score; else the panoptic things are.
-        metric: "panoptic", "instance" or "semantic".
+        data: a reader of panoptic segments, instances or label maps.
+        instances: COCO instances of the same images, the truth of the instance score; else the things of `data` are.
+        metric: "panoptic", "instance" or "semantic"; default: the first that `data` can be the truth of.
         closed_set: no text; labels are class indices (stage 1).
         train: categories come shuffled.
         partial: share of the training samples whose list leaves out some of the absent categories.
+        max_categories: most names in a training sample's list, for long vocabularies; what the image shows always
+            stays. 0 = all.
         score: least class probability of a panoptic segment.
     """
 
     name = "generic"
 
     def __init__(
-        self, *, data: CocoPanoptic, instances: CocoInstances | None = None, metric: str = "panoptic",
-        closed_set: bool = False, train: bool = False, partial: float = 0.5, score: float = 0.0,
-        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+        self, *, data: SegmentReader, instances: CocoInstances | None = None, metric: str = "",
+        closed_set: bool = False, train: bool = False, partial: float = 0.5, max_categories: int = 0,
+        score: float = 0.0, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
-        if metric not in METRICS:
-            raise UserError(f"metric={metric!r} is unknown; generic segmentation has {', '.join(METRICS)}")
         self.data, self.instances = data, instances
-        self.kind, self.closed_set, self.train = metric, closed_set, train
-        self.partial, self.threshold = partial, score
+        self.kind, self.closed_set, self.train = metric or data.metrics[0], closed_set, train
+        self.partial, self.max_categories, self.threshold = partial, max_categories, score
         self.questions, self.answers = questions, answers
-        self.categories: list[Category] = self.data.categories
+        self.categories: list[Category] = data.categories
+        self._check()
+
+    def _check(self) -> None:
+        things = {category.id for category in self.categories if category.is_thing}
+        if self.kind not in self.data.metrics:
+            reader = type(self.data).__name__
+            raise UserError(f"metric={self.kind!r}: {reader} can be scored by {', '.join(self.data.metrics)} only")
+        if self.kind == "instance" and not things:
+            raise UserError("metric='instance': no category of this dataset is a thing")
+        if self.kind == "semantic" and len(self.categories) > IGNORE:
+            raise UserError(f"metric='semantic': {len(self.categories)} categories are more than {IGNORE}")
+        if self.instances is not None and (unasked := {c.id for c in self.instances.categories} - things):
+            raise UserError(f"{self.instances.path}: category {min(unasked)} is not a thing of `data`")
 
     def __len__(self) -> int:
         return len(self.data)
 
     def id(self, index: int) -> str:
-        return self.data[index].image_id
+        return self.data.id(index)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
-        record = self.data[index]
-        ids = self.data.label_map(index)
-        kept = [s for s in record.segments if not s.is_crowd]
-        listed = self._listed({s.category_id for s in kept}, rng)
+        shown = self.data.segments(index)
+        truth: dict[str, Any] = {"shown": shown}
+        if self.kind == "instance" and not self.train:
+            truth["instances"] = self._true_instances(shown)
+        targets = np.flatnonzero(~np.array(shown.crowd, bool))
+        wanted = [shown.category_ids[i] for i in targets]
+        listed = self._listed(set(wanted), rng)
         column = {category.id: i for i, category in enumerate(listed)}
         turns: tuple[Turn, ...] = ()
         if not self.closed_set:
@@ -74,23 +100,25 @@ class GenericSegmentation(Task):
             answer = choose(self.answers, rng) if self.train else self.answers[0]
             turns = (Turn(f"<image>\n{question.format(categories=categories)}", answer),)
         return Sample(
-            id=record.image_id,
-            image=record.image,
+            id=shown.image_id,
+            image=shown.image,
             turns=turns,
-            masks=from_label_map(ids, [s.id for s in kept]),
-            labels=np.array([column[s.category_id] for s in kept], np.int64),
-            mask_segs=np.zeros(len(kept), np.int64),
-            truth={"ids": ids, "segments": record.segments},
+            masks=_select(shown.masks, targets),
+            labels=np.array([column[id] for id in wanted], np.int64),
+            mask_segs=np.zeros(len(wanted), np.int64),
+            truth=truth,
         )
 
     def _listed(self, present: set[int], rng: np.random.Generator) -> list[Category]:
+        """The categories in the order of the question: all, or in training those that are there and some others."""
         if self.closed_set or not self.train:
             return self.categories
-        listed = self.categories
-        if rng.random() < self.partial:
-            absent = [c for c in self.categories if c.id not in present]
-            some = rng.choice(len(absent), int(rng.integers(len(absent) + 1)), replace=False)
-            listed = [c for c in self.categories if c.id in present] + [absent[i] for i in some]
+        absent = [c for c in self.categories if c.id not in present]
+        count = int(rng.integers(len(absent) + 1)) if rng.random() < self.partial else len(absent)
+        if self.max_categories:
+            count = min(count, max(0, self.max_categories - len(present)))
+        some = [absent[i] for i in rng.choice(len(absent), count, replace=False)]
+        listed = [c for c in self.categories if c.id in present] + some
         return [listed[i] for i in rng.permutation(len(listed))]
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
@@ -124,50 +152,52 @@ class GenericSegmentation(Task):
         return SemanticIoU(len(self.categories)) if self.kind == "semantic" else InstanceAP()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        truth: np.ndarray = sample.truth["ids"]
-        segments = sample.truth["segments"]
+        shown: ImageSegments = sample.truth["shown"]
+        ids = shown.masks.ids[0]
         if self.kind == "instance":
             predicted = [{"category": p.label, "rle": p.segmentation, "score": p.score} for p in prediction.segments]
-            metric.update(sample.id, truth.shape, self._true_instances(sample), predicted)
+            metric.update(sample.id, ids.shape, sample.truth["instances"], predicted)
             return
-        painted = np.zeros(truth.shape, np.int32)
+        painted = np.zeros(ids.shape, np.int32)
         for number, segment in enumerate(prediction.segments, start=1):
             painted[decode_rle(segment.segmentation)] = number
         if self.kind == "panoptic":
             metric.update(
                 painted,
                 {number: segment.label for number, segment in enumerate(prediction.segments, start=1)},
-                truth,
-                {s.id: s.category_id for s in segments},
-                {s.id for s in segments if s.is_crowd},
+                ids + 1,
+                dict(enumerate(shown.category_ids, start=1)),
+                {number for number, crowd in enumerate(shown.crowd, start=1) if crowd},
             )
             return
         column: dict[int | str, int] = {category.id: i for i, category in enumerate(self.categories)}
-        expected = np.full(truth.shape, 255)
-        for s in segments:
-            expected[truth == s.id] = column[s.category_id]
-        lut: np.ndarray = np.array([NOTHING, *(column[segment.label] for segment in prediction.segments)])
-        metric.update(lut[painted], expected)
+        true_column = np.array([*(column[id] for id in shown.category_ids), IGNORE])  # -1, nothing, is the last
+        found: np.ndarray = np.array([NOTHING, *(column[segment.label] for segment in prediction.segments)])
+        metric.update(found[painted], true_column[ids])
 
-    def _true_instances(self, sample: Sample) -> list[dict[str, Any]]:
-        if self.instances is None:
-            things = {category.id for category in self.categories if category.is_thing}
-            return [
-                {
-                    "category": s.category_id,
-                    "rle": encode_rle(sample.truth["ids"] == s.id),
-                    "crowd": s.is_crowd,
-                }
-                for s in sample.truth["segments"]
-                if s.category_id in things
-            ]
-        record = self.instances.of_image(sample.id)
+    def _true_instances(self, shown: ImageSegments) -> list[dict[str, Any]]:
+        if self.instances is not None:
+            record, (height, width) = self.instances.of_image(shown.image_id), shown.masks.ids.shape[1:]
+            if (record.height, record.width) != (height, width):
+                raise BadSample(f"{self.instances.path}: image {shown.image_id} is not {height} x {width}")
+            masks = [annotation_mask(instance, height, width) for instance in record.instances]
+            rows = [(i.category_id, i.is_crowd, i.area) for i in record.instances]
+        else:
+            masks = list(unpack(shown.masks))
+            areas = shown.areas or [mask.sum() for mask in masks]
+            rows = list(zip(shown.category_ids, shown.crowd, areas, strict=True))
+        things = {category.id for category in self.categories if category.is_thing}
         return [
-            {
-                "category": i.category_id,
-                "rle": encode_rle(annotation_mask(i, record.height, record.width)),
-                "crowd": i.is_crowd,
-                "area": i.area,
-            }
-            for i in record.instances
+            {"category": id, "rle": encode_rle(mask), "crowd": crowd, "area": area}
+            for mask, (id, crowd, area) in zip(masks, rows, strict=True)
+            if id in things
         ]
+
+
+def _select(masks: SegmentMap, chosen: np.ndarray) -> SegmentMap:
+    """Some of the masks, numbered anew."""
+    if len(chosen) == masks.count:
+        return masks
+    number = np.full(masks.count + 1, -1, np.int16)  # the last stands for -1, no mask
+    number[chosen] = np.arange(len(chosen))
+    return SegmentMap(number[masks.ids], len(chosen))

@@ -1,4 +1,4 @@
-"""Referring segmentation: one expression, the one thing it means."""
+"""Referring segmentation: an expression, and what it means in the image: one object, several, or nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 
 from ..data.masks import decode_rle, encode_rle, pack
 from ..data.mixture import key
-from ..data.postprocess import best_mask
-from ..data.refer import RefCoco
+from ..data.postprocess import above_background, best_mask
+from ..data.refer import Expressions, ReferredImage
 from ..metrics.iou import ReferringIoUByKind
-from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, Turn
 from .base import Task, choose
 
 QUESTIONS = (
@@ -23,88 +23,126 @@ ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
 
 
 class ReferringSegmentation(Task):
-    """One split of a RefCOCO-style dataset.
+    """One split of a dataset of expressions: the RefCOCO family, gRefCOCO, or one's own JSON lines.
 
-    Training: a sample is an image, its objects are turns in random order, each named by one of its sentences; the
+    Training: a sample is an image, its expressions are turns in random order, each by one of its sentences; the
     phrases of all turns (and of the other images of the contrast group) are the candidates. Evaluation: a sample is
     one sentence; where the file says of what kind it is, as the embedded world does, kinds are scored apart too.
 
     Args:
         data: a reader of expressions.
-        max_turns: most objects of an image in one training sample.
+        several: an expression may mean several objects, or none: the answer is the union of all masks that are more
+            probable than the background, absent where there is none; else it is the most probable mask.
+        absent: share of the training samples with one more turn: a phrase of another image, which means nothing here.
+        max_turns: most expressions of an image in one training sample.
     """
 
     name = "referring"
 
     def __init__(
-        self, *, data: RefCoco, train: bool = False, max_turns: int = 5,
+        self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0, max_turns: int = 5,
         questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
         self.data = data
-        self.train, self.max_turns = train, max_turns
+        self.train, self.several, self.absent, self.max_turns = train, several, absent, max_turns
         self.questions, self.answers = questions, answers
-        self.rows: list[tuple[int, ...]]  # the objects of an image, or (object, sentence)
-        if train:
-            self.rows = list(self.data.by_image)
-        else:
-            self.rows = [(i, j) for i in range(len(self.data)) for j in range(len(self.data[i].sentences))]
+        self.rows = np.zeros((0, 3), np.int64) if train else data.questions()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.data) if self.train else len(self.rows)
 
     def id(self, index: int) -> str:
-        first = self.data[self.rows[index][0]]
-        return first.image_id if self.train else f"{first.instance.id}-{self.rows[index][1]}"
+        return self.data.id(index) if self.train else self.data.id(*self.rows[index].tolist())
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         if self.train:
-            chosen = rng.permutation(self.rows[index])[: self.max_turns]
-            pairs = [(int(i), choose(self.data[i].sentences, rng)) for i in chosen]
-            pairs = list({phrase: (i, phrase) for i, phrase in pairs}.values())  # one phrase cannot mean two things
+            image = self.data[index]
+            asked = self._drawn(image, rng)
+            if rng.random() < self.absent:
+                asked += self._foreign(index, image, rng)
+            truth = {}
         else:
-            i, sentence = self.rows[index]
-            pairs = [(i, self.data[i].sentences[sentence])]
-        turns = []
-        for number, (_, phrase) in enumerate(pairs):
+            image, asked, kind = self._asked(index)
+            truth = {"kind": kind}
+        turns, masks, segs = [], [], []
+        for number, (phrase, meant) in enumerate(asked):
             question = choose(self.questions, rng) if self.train else self.questions[0]
             answer = choose(self.answers, rng) if self.train else self.answers[0]
-            image = "" if number else "<image>\n"
-            turns.append(Turn(image + question.format(phrase=f"<p>{phrase}</p>"), answer))
+            start = "" if number else "<image>\n"
+            turns.append(Turn(start + question.format(phrase=f"<p>{phrase}</p>"), answer))
+            masks.append(meant)
+            segs += [number] * len(meant)
         return Sample(
             id=self.id(index),
-            image=self.data[pairs[0][0]].image,
+            image=image.image,
             turns=tuple(turns),
-            masks=pack(np.stack([self.data[i].mask() for i, _ in pairs])),
-            labels=np.arange(len(pairs)),
-            mask_segs=np.arange(len(pairs)),
+            masks=pack(np.concatenate(masks)),
+            labels=np.array(segs, np.int64),
+            mask_segs=np.array(segs, np.int64),
             shared_candidates=True,
-            truth={} if self.train else {"kind": self.data[self.rows[index][0]].kinds[self.rows[index][1]]},
+            truth=truth,
         )
+
+    def _asked(self, index: int) -> tuple[ReferredImage, list[tuple[str, np.ndarray]], str]:
+        row, number, sentence = self.rows[index].tolist()
+        image = self.data[row]
+        expression = image.expressions[number]
+        asked = [(expression.sentences[sentence], image.masks(expression.objects))]
+        return image, asked, expression.kinds[sentence]
+
+    def _drawn(self, image: ReferredImage, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+        """Some expressions of an image with their masks: no phrase twice, nor two phrases for the same objects, which
+        would be wrong answers to each other."""
+        chosen: dict[str, tuple[int, ...]] = {}
+        for number in rng.permutation(len(image.expressions)):
+            expression = image.expressions[number]
+            phrase = choose(expression.sentences, rng)
+            known = expression.objects and expression.objects in chosen.values()
+            if len(chosen) < self.max_turns and phrase not in chosen and not known:
+                chosen[phrase] = expression.objects
+        return [(phrase, image.masks(objects)) for phrase, objects in chosen.items()]
+
+    def _foreign(self, index: int, image: ReferredImage, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+        """A phrase of another image, unless that is the same image or this one has the phrase too."""
+        other = int(rng.integers(len(self.data)))
+        expressions = self.data[other].expressions
+        phrase = choose(expressions[int(rng.integers(len(expressions)))].sentences, rng)
+        here = {sentence for expression in image.expressions for sentence in expression.sentences}
+        return [] if other == index or phrase in here else [(phrase, image.masks(()))]
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
         if len(outputs) != 1:
             return Prediction(id=sample.id, text=text, failed=True)
-        mask, score = best_mask(outputs[0])
-        return Prediction(id=sample.id, text=text, segments=(Segment(encode_rle(mask.cpu().numpy()), "", score),))
+        mask, score = (above_background if self.several else best_mask)(outputs[0])
+        absent = self.several and not mask.any()
+        segments = () if absent else (Segment(encode_rle(mask.cpu().numpy()), "", score),)
+        return Prediction(id=sample.id, text=text, segments=segments)
 
     def metric(self) -> ReferringIoUByKind:
         return ReferringIoUByKind()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        truth = sample.masks.ids[0] == 0
+        truth = np.any(sample.masks.ids >= 0, axis=0)
         found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        metric.update(np.any(found, axis=0) if found else np.zeros_like(truth), truth, sample.truth["kind"])
+        answer = np.any([np.zeros_like(truth), *found], axis=0)
+        metric.update(answer, truth, sample.truth["kind"], failed=prediction.failed)
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """Three ways to answer without reading the expression: the whole image, the largest object, any object."""
         metrics = {name: ReferringIoUByKind() for name in ("whole image", "largest thing", "random thing")}
-        all_things = self.data.masks_by_image()
+        known, things = "", np.zeros((0, 0, 0), bool)  # the sentences of an image follow each other
         for index in indices:
-            i, sentence = self.rows[index]
-            referred = self.data[i]
-            truth, things = referred.mask(), all_things[referred.image_id]
+            try:
+                image, [(_, masks)], kind = self._asked(index)
+                if image.image != known:
+                    known, things = image.image, image.masks(range(len(image.objects)))
+            except BadSample:  # what has no truth says nothing about guessing
+                continue
+            whole = np.ones((image.height, image.width), bool)
             rng = np.random.default_rng(key("blind", self.id(index)))
-            guesses = (np.ones_like(truth), max(things, key=np.sum), things[int(rng.integers(len(things)))])
+            guesses = [whole, ~whole, ~whole]
+            if len(things):
+                guesses[1:] = things[things.sum((1, 2)).argmax()], things[rng.integers(len(things))]
             for metric, guess in zip(metrics.values(), guesses, strict=True):
-                metric.update(guess, truth, referred.kinds[sentence])
+                metric.update(guess, np.any(masks, axis=0), kind)
         return {name: metric.compute() for name, metric in metrics.items()}

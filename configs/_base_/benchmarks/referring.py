@@ -1,6 +1,10 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: eight splits. `published`: cIoU of X-SAM, arXiv 2508.04655."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: eight splits, `published`: cIoU of X-SAM, arXiv 2508.04655. gRefCOCO: three splits.
 
-from xsam.data.refer import RefCoco
+gRefCOCO has no `published`: X-SAM's numbers for it, in a later paper, leave out the expressions without a target, which
+the dataset's own protocol counts.
+"""
+
+from xsam.data.refer import GRefCoco, RefCoco
 from xsam.tasks.referring import ReferringSegmentation
 
 benchmarks = {
@@ -21,4 +25,18 @@ benchmarks = {
         ("refcocog", "umd", dict(val=83.8, test=83.9)),
     )
     for split, ciou in splits.items()
+}
+benchmarks |= {
+    f"grefcoco_{split}": dict(
+        type=ReferringSegmentation,
+        data=dict(
+            type=GRefCoco,
+            refs="data/refer/grefcoco/grefs(unc).json",
+            instances="data/refer/grefcoco/instances.json",
+            images="data/coco/train2014",
+            split=split,
+        ),
+        several=True,
+    )
+    for split in ("val", "testA", "testB")
 }

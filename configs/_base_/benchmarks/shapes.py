@@ -2,10 +2,17 @@
 
 from xsam.data.coco import CocoInstances, CocoPanoptic
 from xsam.data.conversations import Conversations
-from xsam.data.refer import RefCoco
+from xsam.data.gcg import GcgPairs
+from xsam.data.reasonseg import ReasonSeg
+from xsam.data.refer import GRefCoco, RefCoco
+from xsam.data.region_records import CocoInteractive, CocoVgd
 from xsam.tasks.chat import Chat
 from xsam.tasks.generic import GenericSegmentation
+from xsam.tasks.grounded_conversation import GroundedConversation
+from xsam.tasks.interactive import InteractiveSegmentation
+from xsam.tasks.reasoning import ReasoningSegmentation
 from xsam.tasks.referring import ReferringSegmentation
+from xsam.tasks.visual_grounding import VisualGrounding
 
 _panoptic = dict(
     type=GenericSegmentation,
@@ -19,6 +26,16 @@ _panoptic = dict(
         type=CocoInstances, annotations="data/shapes/annotations/instances_val.json", images="data/shapes/val"
     ),
 )
+
+_interactive = dict(
+    type=InteractiveSegmentation,
+    data=dict(type=CocoInteractive, annotations="data/shapes/interactive/val.json", images="data/shapes/val", scale=0),
+)
+_vgd = dict(
+    type=VisualGrounding,
+    data=dict(type=CocoVgd, annotations="data/shapes/vgd/val.json", images="data/shapes/val"),
+)
+_prompts = ("point", "scribble", "box", "mask")
 
 benchmarks = dict(
     shapes_panoptic=dict(**_panoptic, metric="panoptic"),
@@ -34,6 +51,31 @@ benchmarks = dict(
             split="val",
         ),
     ),
+    shapes_grefer=dict(
+        type=ReferringSegmentation,
+        data=dict(
+            type=GRefCoco,
+            refs="data/shapes/refer/grefs(shapes).json",
+            instances="data/shapes/refer/instances.json",
+            images="data/shapes",
+            split="val",
+        ),
+        several=True,
+    ),
+    shapes_reason=dict(type=ReasoningSegmentation, data=dict(type=ReasonSeg, folder="data/shapes/reason/val")),
+    shapes_gcg=dict(
+        type=GroundedConversation,
+        data=dict(
+            type=GcgPairs,
+            masks="data/shapes/gcg/val_gcg_coco_mask_gt.json",
+            captions="data/shapes/gcg/val_gcg_coco_caption_gt.json",
+            images="data/shapes/val",
+        ),
+        max_new_tokens=128,
+    ),
+    **{f"shapes_interactive_{kind}": dict(**_interactive, prompt=kind) for kind in _prompts},
+    **{f"shapes_vgd_{kind}": dict(**_vgd, prompt=kind) for kind in _prompts},
+    shapes_vgd_cross=dict(**_vgd, prompt="mask", cross=True, absent=0.5),
     shapes_chat=dict(
         type=Chat,
         data=dict(type=Conversations, annotations="data/shapes/conversations/val.json", images="data/shapes"),

@@ -2,11 +2,18 @@
 
 from xsam.data.coco import CocoPanoptic
 from xsam.data.conversations import Conversations
+from xsam.data.gcg import GrandF
 from xsam.data.mixture import Mixture
-from xsam.data.refer import RefCoco
+from xsam.data.reasonseg import ReasonSeg
+from xsam.data.refer import GRefCoco, RefCoco
+from xsam.data.region_records import CocoInteractive, CocoVgd
 from xsam.tasks.chat import Chat
 from xsam.tasks.generic import GenericSegmentation
+from xsam.tasks.grounded_conversation import GroundedConversation
+from xsam.tasks.interactive import InteractiveSegmentation
+from xsam.tasks.reasoning import ReasoningSegmentation
 from xsam.tasks.referring import ReferringSegmentation
+from xsam.tasks.visual_grounding import VisualGrounding
 
 _panoptic = dict(
     type=GenericSegmentation,
@@ -39,10 +46,62 @@ _refer = dict(
     train=True,
 )
 
+_grefer = dict(
+    type=ReferringSegmentation,
+    data=dict(
+        type=GRefCoco,
+        refs="data/shapes/refer/grefs(shapes).json",
+        instances="data/shapes/refer/instances.json",
+        images="data/shapes",
+        split="train",
+    ),
+    several=True,
+    max_turns=3,
+    train=True,
+)
+_reason = dict(
+    type=ReasoningSegmentation,
+    data=dict(
+        type=ReasonSeg, folder="data/shapes/reason/train", explanations="data/shapes/reason/explanatory/train.json"
+    ),
+    train=True,
+)
+_gcg = {
+    f"gcg_{layout}": dict(
+        type=GroundedConversation,
+        data=dict(
+            type=GrandF,
+            annotations=f"data/shapes/gcg/{layout}_train.json",
+            images="data/shapes/train",
+            layout=layout,
+        ),
+        train=True,
+    )
+    for layout in ("grandf", "refcocog", "flickr")
+}
+_vgd = dict(
+    type=VisualGrounding,
+    data=dict(type=CocoVgd, annotations="data/shapes/vgd/train.json", images="data/shapes/train"),
+    train=True,
+)
+_interactive = dict(
+    type=InteractiveSegmentation,
+    data=dict(
+        type=CocoInteractive, annotations="data/shapes/interactive/train.json", images="data/shapes/train", scale=0
+    ),
+    train=True,
+)
+
 closed_set = dict(type=Mixture, sources=dict(panoptic=dict(**_panoptic, closed_set=True)))
 alignment = dict(type=Mixture, sources=dict(captions=_chat["captions"]))
 mixed = dict(
     type=Mixture,
-    multipliers=dict(refer=0.5, chat=0.2),
-    sources=dict(panoptic=dict(**_panoptic, partial=0.1), refer=_refer, chat=_chat["conversations"]),
-)
+    multipliers=dict(
+        refer=0.5, grefer=0.13, reason=0.23, gcg_grandf=0.11, gcg_refcocog=0.11, gcg_flickr=0.11, vgd=0.29,
+        interactive=0.29, chat=0.16,
+    ),
+    sources=dict(
+        panoptic=dict(**_panoptic, partial=0.1), refer=_refer, grefer=_grefer, reason=_reason, **_gcg, vgd=_vgd,
+        interactive=_interactive, chat=_chat["conversations"],
+    ),
+)  # fmt: skip

@@ -1,0 +1,15 @@
+"""Fine-tune the segmentor alone on your own COCO instances: encoders, projectors and language model stay as they are.
+
+xsam train configs/finetune/segmentor.py mixture.sources.own.data.annotations=my.json ...
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .full import *
+
+stage.update(
+    frozen=["vision_encoder", "seg_encoder", "projector", "seg_projector", "llm"],
+    lr=4e-5,
+    lr_scale={},
+)

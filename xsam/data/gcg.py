@@ -1,0 +1,283 @@
+"""Grounded captions: GranD-f's training files in their three layouts, and the pairs of files of its val and test split
+(GLaMM, arXiv 2311.03356)."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..structures import BadSample, UserError
+from .coco import read_coco, require_folder
+from .images import read_image
+from .index import Index, bad_row, stream_json_list, take
+from .masks import segmentation_mask
+
+Grounding = tuple[str, int, list[Any]]  # a phrase, where the file says that it begins, its segmentations
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedCaption:
+    """A caption and the masks of what it mentions."""
+
+    image: str  # path
+    image_id: int | str  # the val and test files' own; else the name of the image
+    height: int  # 0 = the file does not say
+    width: int
+    caption: str
+    segmentations: tuple[Any, ...]  # N, for `segmentation_mask`
+    labels: tuple[str, ...]  # phrase of each; the val and test files may have fewer
+    spans: tuple[tuple[int, int], ...] = ()  # phrases as [begin, end) of the caption, in order, apart; () = not known
+    owners: tuple[int, ...] = ()  # span of each segmentation
+
+    def masks(self) -> np.ndarray:
+        """bool[N, H, W]. Raises BadSample for an empty or malformed mask, and for an image that cannot be read where
+        the file does not give its size."""
+        height, width = self.height, self.width
+        if not height:
+            height, width = read_image(self.image).shape[:2]
+        masks = np.zeros((len(self.segmentations), height, width), bool)
+        for number, segmentation in enumerate(self.segmentations):
+            what = f"image {self.image_id}, mask {number}"
+            try:
+                masks[number] = segmentation_mask(segmentation, height, width)
+            except ValueError as error:
+                raise BadSample(f"{what}: {error}") from None
+            if not masks[number].any():
+                raise BadSample(f"{what}: is empty")
+        return masks
+
+
+class GrandF:
+    """A training file of GranD-f: a sequence of captions, in the order of the file.
+
+    Layouts: "grandf" (human annotated, and OpenPSG), "refcocog", "flickr". A phrase is taken where the file places it
+    if it stands there, else at its next whole-word occurrence; a phrase that the caption does not contain is left out.
+    Masks of one place are kept together. Of two places that overlap the one that begins first is kept, of two that
+    begin together the longer. A caption of the flickr file without annotations is no record.
+
+    Raises UserError for a missing or foreign file; asking for a record that cannot be used raises BadSample.
+    """
+
+    def __init__(self, annotations: str | Path, images: str | Path, layout: str) -> None:
+        if layout not in _LAYOUTS:
+            raise UserError(f"layout={layout!r} is unknown; GranD-f has {', '.join(_LAYOUTS)}")
+        self._images = require_folder(images)
+        path = Path(annotations)
+        self._index = Index([path], f"grandf {layout} 1", lambda: _LAYOUTS[layout](path))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> GroundedCaption:
+        return _record(self._index[index], self._images)
+
+    def id(self, index: int) -> str:
+        """Number of the record: a file may have several captions of an image."""
+        return str(index)
+
+
+class GcgPairs:
+    """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image.
+
+    The files do not say where a label stands in the caption. The image is the `file_name` of the mask file, which
+    where there is none is the id with `.jpg`. Raises as `GrandF` does.
+    """
+
+    def __init__(self, masks: str | Path, captions: str | Path, images: str | Path) -> None:
+        self._images = require_folder(images)
+        self._index = Index([masks, captions], "gcg pairs 1", lambda: _pairs(Path(masks), Path(captions)))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> GroundedCaption:
+        return _record(self._index[index], self._images)
+
+    def id(self, index: int) -> str:
+        """The image's id, and the number of a record that cannot be used."""
+        try:
+            return str(self._index[index]["id"])
+        except BadSample:
+            return f"record {index}"
+
+
+def _record(row: dict[str, Any], images: Path) -> GroundedCaption:
+    return GroundedCaption(
+        image=str(images / row["image"]),
+        image_id=row["id"],
+        height=row["size"][0],
+        width=row["size"][1],
+        caption=row["caption"],
+        segmentations=tuple(row["segmentations"]),
+        labels=tuple(row["labels"]),
+        spans=tuple((begin, end) for begin, end in row.get("spans", ())),
+        owners=tuple(row.get("owners", ())),
+    )
+
+
+# ---------------------------------------------------------------- rows of the training files
+
+
+def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> dict[str, Any]:
+    """The row of a caption; `file` is the key of its image. Raises BadSample when nothing of it is grounded."""
+    caption = take(record, "caption", str, what)
+    spans, owners, segmentations = _place(caption, groundings)
+    if not spans:
+        raise BadSample(f"{what}: no phrase with a mask stands in the caption")
+    labels = [caption[slice(*spans[owner])] for owner in owners]
+    image = take(record, file, str, what)
+    about = {"id": Path(image).stem, "image": image, "size": _size(record, what), "caption": caption}
+    return about | {"segmentations": segmentations, "labels": labels, "spans": spans, "owners": owners}
+
+
+def _size(image: dict[str, Any], what: str) -> list[int]:
+    if "height" not in image and "width" not in image:
+        return [0, 0]
+    return [take(image, side, int, what, 1) for side in ("height", "width")]
+
+
+def _place(caption: str, groundings: Iterable[Grounding]) -> tuple[list[tuple[int, int]], list[int], list[Any]]:
+    """Spans that do not overlap, and of each segmentation the span and itself, ordered by span."""
+    found: dict[tuple[int, int], list[Any]] = {}
+    for phrase, begin, segmentations in groundings:
+        span = _find(caption, phrase.strip(), begin)
+        if span and segmentations:
+            found.setdefault(span, []).extend(segmentations)
+    spans: list[tuple[int, int]] = []
+    for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
+        if not spans or begin >= spans[-1][1]:
+            spans.append((begin, end))
+    pairs = [(owner, item) for owner, span in enumerate(spans) for item in found[span]]
+    return spans, [owner for owner, _ in pairs], [item for _, item in pairs]
+
+
+def _find(caption: str, phrase: str, begin: int) -> tuple[int, int] | None:
+    """Where a phrase stands, whatever the case: at `begin`, else the whole words nearest to it."""
+    if not phrase:
+        return None
+    pattern = re.compile(re.escape(phrase), re.IGNORECASE)
+    if begin >= 0 and (match := pattern.match(caption, begin)):
+        return match.span()
+    words = re.finditer(rf"(?<!\w){pattern.pattern}(?!\w)", caption, re.IGNORECASE)
+    return min((match.span() for match in words), key=lambda span: abs(span[0] - begin), default=None)
+
+
+def _grandf(path: Path) -> Iterator[dict[str, Any]]:
+    def groundings(record: Any, what: str) -> Iterator[Grounding]:
+        for phrase, grounding in take(record, "groundings", dict, what).items():
+            begin, _ = _interval(take(grounding, "token_positives", list, what), what)
+            yield phrase, begin, take(grounding, "rle_masks", list, what)
+
+    return _rows(path, "file_name", groundings, lambda record, what: record)
+
+
+def _refcocog(path: Path) -> Iterator[dict[str, Any]]:
+    def inner(record: Any, what: str) -> Any:
+        if not isinstance(record, dict) or len(record) != 1:
+            raise BadSample(f"{what}: is not an object with one key, the image")
+        return next(iter(record.values()))
+
+    def groundings(record: Any, what: str) -> Iterator[Grounding]:
+        for ref in take(record, "refs", list, what):
+            yield take(ref, "sentence", str, what), 0, [take(ref, "segmentation", (list, dict), what)]
+
+    return _rows(path, "img_file_name", groundings, inner)
+
+
+def _rows(
+    path: Path,
+    file: str,
+    groundings: Callable[[Any, str], Iterator[Grounding]],
+    inner: Callable[[Any, str], Any],
+) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(stream_json_list(path)):
+        what = f"{path.name}, record {number}"
+        try:
+            record = inner(record, what)
+            yield _row(record, file, what, groundings(record, what))
+        except BadSample as bad:
+            yield bad_row(str(bad))
+
+
+def _flickr(path: Path) -> Iterator[dict[str, Any]]:
+    content = read_coco(path, "images", "annotations")
+    for image, annotations in _grouped(path, content["images"], content["annotations"]):
+        what = f"{path.name}, image {image['id']}"
+        if not annotations:
+            continue
+        try:
+            caption = take(image, "caption", str, what)
+            grounded: list[Grounding] = []
+            for annotation in annotations:
+                mask = take(annotation, "sam_mask", dict, what)
+                for interval in take(annotation, "tokens_positive", list, what):
+                    begin, end = _interval(interval, what)
+                    grounded.append((caption[max(begin, 0) : max(end, 0)], begin, [mask]))
+            yield _row(image, "file_name", what, grounded)
+        except BadSample as bad:
+            yield bad_row(str(bad))
+
+
+_LAYOUTS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    "grandf": _grandf,
+    "refcocog": _refcocog,
+    "flickr": _flickr,
+}
+
+
+def _interval(value: Any, what: str) -> tuple[int, int]:
+    """[begin, end) of a phrase in a caption."""
+    if not isinstance(value, list) or len(value) != 2 or not all(type(place) is int for place in value):
+        raise BadSample(f"{what}: the place of a phrase is {str(value)[:40]}, not two whole numbers")
+    return value[0], value[1]
+
+
+# ---------------------------------------------------------------- val and test
+
+
+def _pairs(masks: Path, captions: Path) -> Iterator[dict[str, Any]]:
+    content = read_coco(masks, "images", "annotations")
+    written = _by_image(captions, content["images"], read_coco(captions, "annotations")["annotations"])
+    for image, annotations in _grouped(masks, content["images"], content["annotations"]):
+        what = f"{masks.name}, image {image['id']}"
+        try:
+            if len(written[image["id"]]) != 1 or not annotations:
+                raise BadSample(f"{what}: has {len(written[image['id']])} captions and {len(annotations)} masks")
+            (caption,) = written[image["id"]]
+            labels = take(caption, "labels", list, what)
+            if not all(isinstance(label, str) for label in labels):
+                raise BadSample(f"{what}: a label is not a text")
+            file = take({"file_name": f"{image['id']}.jpg"} | image, "file_name", str, what)
+            segmentations = [take(annotation, "segmentation", (list, dict), what) for annotation in annotations]
+            about = {"id": image["id"], "image": file, "size": _size(image, what)}
+            text = take(caption, "caption", str, what)
+            yield about | {"caption": text, "segmentations": segmentations, "labels": labels}
+        except BadSample as bad:
+            yield bad_row(str(bad))
+
+
+def _grouped(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """Each image with its annotations."""
+    groups = _by_image(path, images, annotations)
+    return ((image, groups[image["id"]]) for image in images)
+
+
+def _by_image(path: Path, images: list[Any], annotations: list[Any]) -> dict[int | str, list[Any]]:
+    """Annotations by the id of their image. Raises UserError for ids that are missing, repeated or unknown."""
+    groups: dict[int | str, list[Any]] = {}
+    try:
+        for number, image in enumerate(images):
+            if (name := take(image, "id", (int, str), f"image {number}")) in groups:
+                raise BadSample(f"image {number}: its id {name} is repeated")
+            groups[name] = []
+        for number, annotation in enumerate(annotations):
+            owner = take(annotation, "image_id", (int, str), f"annotation {number}")
+            if owner not in groups:
+                raise BadSample(f"annotation {number}: image {owner} is not among the images")
+            groups[owner].append(annotation)
+    except BadSample as bad:
+        raise UserError(f"{path}: {bad}; fetch the file anew") from None
+    return groups

@@ -1,0 +1,74 @@
+"""Batches on their way from a worker: all tensors in one, because each is a shared file of its own.
+
+A batch of referring sentences has hundreds of small tensors, and a process may open 1024 files by default. One tensor
+is also pinned, and so copied to the GPU, as a whole.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+ALIGNED = 64  # bytes: a view needs its own dtype's, vector loads like more
+
+Place = tuple[torch.dtype, torch.Size, int]  # of a tensor among the packed ones; the last is its first byte
+
+
+def pack(value: Any) -> tuple[bytes, Tensor]:
+    """Any dataclasses, tuples and lists of tensors -> what they are without tensors, and uint8[bytes] of the tensors.
+
+    A tensor that occurs several times is packed once.
+    """
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(value)
+    packed = _empty(pickler.size)
+    for tensor, place in pickler.tensors.values():
+        _view(packed, place).copy_(tensor)
+    return file.getvalue(), packed
+
+
+def unpack(parcel: tuple[bytes, Tensor]) -> Any:
+    """What was packed; its tensors are views into the parcel's."""
+    return _Unpickler(io.BytesIO(parcel[0]), parcel[1]).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes everything but tensors, of which it writes the place."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: dict[int, tuple[Tensor, Place]] = {}  # by identity
+        self.size = 0
+
+    def persistent_id(self, value: Any) -> Place | None:
+        if not isinstance(value, Tensor):
+            return None
+        if id(value) not in self.tensors:
+            self.tensors[id(value)] = value, (value.dtype, value.shape, self.size)
+            self.size += -(-value.nbytes // ALIGNED) * ALIGNED
+        return self.tensors[id(value)][1]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, packed: Tensor) -> None:
+        super().__init__(file)
+        self.packed = packed
+
+    def persistent_load(self, pid: Place) -> Tensor:
+        return _view(self.packed, pid)
+
+
+def _empty(size: int) -> Tensor:
+    """uint8[size] or a byte more; a worker's is shared from the start, as in torch's own collate: a copy less."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(size, 1)))
+
+
+def _view(packed: Tensor, place: Place) -> Tensor:
+    dtype, shape, start = place
+    return packed[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)

@@ -1,0 +1,181 @@
+"""Files that a benchmark needs and no download has, written from those that are there.
+
+Every function can be called again: what is finished stays, what is missing is made. A file appears under its name only
+when it is complete.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..structures import BadSample, UserError
+from .coco import Category, CocoPanoptic, distinct, require_folder
+from .images import read_image
+from .label_maps import read_names, read_values
+from .masks import encode_rle, mask_box, read_panoptic_png, write_panoptic_png
+
+ADE_SPLITS = {"training": "train", "validation": "val"}
+COCO_SPLITS = ("train2017", "val2017")
+THING = 256  # ADE20K segment ids: 1 + class of stuff, 1 + class + THING * n of the n-th instance of a thing
+VOID = 255
+# labelIds of the 19 evaluated classes of Cityscapes, in the order of their train ids
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+def ade20k(root: str | Path) -> None:
+    """`ade20k_panoptic_{train,val}{/,.json}` and `ade20k_instance_{train,val}.json` of the splits that `root` has.
+
+    Args:
+        root: holds `images/`, `annotations/` (0 = nothing, then the 150 classes) and `annotations_instance/` (red: one
+            of the 100 thing classes from 1, green: instance), each with `training/` and `validation/`.
+
+    Stuff comes from `annotations/`, instances are painted over it, things without an instance are void; areas are those
+    of the result. Raises UserError when a folder or map is missing or does not fit.
+    """
+    root = Path(root)
+    present = [split for split in ADE_SPLITS if (root / "images" / split).is_dir()]
+    if not present:
+        raise UserError(f"{root / 'images'}: has neither training/ nor validation/; put ADE20K's images there")
+    for split in present:
+        _ade_split(root, split, ADE_SPLITS[split])
+
+
+def _ade_split(root: Path, split: str, short: str) -> None:
+    panoptic, instance = root / f"ade20k_panoptic_{short}.json", root / f"ade20k_instance_{short}.json"
+    if panoptic.is_file() and instance.is_file():
+        return
+    semantic_maps, instance_maps = (
+        require_folder(root / kind / split) for kind in ("annotations", "annotations_instance")
+    )
+    out, categories = root / panoptic.stem, read_names("ade20k")
+    out.mkdir(exist_ok=True)
+    images: list[dict[str, Any]] = []
+    segments: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    for path in tqdm(sorted((root / "images" / split).glob("*.jpg")), desc=panoptic.stem):
+        png = f"{path.stem}.png"
+        with _no_damage():
+            if not (out / png).is_file():
+                _save(out / png, _ade_ids(semantic_maps / png, instance_maps / png, categories))
+            ids = read_panoptic_png(out / png)  # holds all that the JSON files say
+        rows = list(_ade_segments(ids, categories, out / png))
+        images.append({"id": path.stem, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
+        segments.append({"image_id": path.stem, "file_name": png, "segments_info": rows})
+        for row in rows:
+            if row["id"] >= THING:
+                number = {"id": len(objects) + 1, "image_id": path.stem}
+                objects.append(row | number | {"segmentation": encode_rle(ids == row["id"])})
+    thing_ids = [category.id for category in categories if category.is_thing]
+    things = [Category(id, c.name, True) for id, c in zip(thing_ids, read_names("ade20k_instance"), strict=True)]
+    _save_json(panoptic, {"images": images, "annotations": segments, "categories": _categories(categories)})
+    _save_json(instance, {"images": images, "annotations": objects, "categories": _categories(things)})
+
+
+def _ade_ids(semantic_png: Path, instance_png: Path, categories: Sequence[Category]) -> np.ndarray:
+    """The panoptic map int64[H, W] of an image."""
+    stuff_id = np.array([0, *(0 if c.is_thing else c.id + 1 for c in categories)])  # of each value in the maps
+    thing_id = np.array([0, *(c.id + 1 for c in categories if c.is_thing)])
+    semantic = read_values(semantic_png)
+    instance_class, instance, _ = read_image(instance_png).transpose(2, 0, 1).astype(np.int64)
+    for path, values, table in ((semantic_png, semantic, stuff_id), (instance_png, instance_class, thing_id)):
+        if values.max(initial=0) >= len(table):
+            raise UserError(f"{path}: has class {values.max()} of {len(table) - 1}; it is not ADE20K's, fetch it anew")
+    if semantic.shape != instance.shape:
+        raise UserError(f"{instance_png}: is {instance.shape}, {semantic_png} is {semantic.shape}; fetch both anew")
+    is_object = (instance_class > 0) & (instance > 0)
+    return np.where(is_object, thing_id[instance_class] + THING * instance, stuff_id[semantic])
+
+
+def _ade_segments(ids: np.ndarray, categories: Sequence[Category], path: Path) -> Iterator[dict[str, Any]]:
+    for id in distinct(ids):
+        if id == 0:
+            continue
+        category_id = id % THING - 1
+        if not 0 <= category_id < len(categories) or categories[category_id].is_thing != (id >= THING):
+            raise UserError(f"{path}: segment {id} was not written by this program; remove the folder of the file")
+        mask = ids == id
+        x0, y0, x1, y1 = mask_box(mask)
+        box, area = [x0, y0, x1 - x0, y1 - y0], int(mask.sum())
+        yield {"id": id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": 0}
+
+
+def coco_semantic(root: str | Path, splits: Sequence[str] = COCO_SPLITS) -> None:
+    """`annotations/panoptic_semseg_<split>/`: class numbers in the order of the file's categories, 255 = nothing.
+
+    Args:
+        root: holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`; splits without
+            that file are left out.
+
+    Raises UserError when there is no split, or a segment or image is missing or does not fit.
+    """
+    annotations = Path(root) / "annotations"
+    present = [split for split in splits if (annotations / f"panoptic_{split}.json").is_file()]
+    if not present:
+        raise UserError(f"{annotations}: has no panoptic_<split>.json of {', '.join(splits)}; put COCO's there")
+    for split in present:
+        json_file, out = annotations / f"panoptic_{split}.json", annotations / f"panoptic_semseg_{split}"
+        data = CocoPanoptic(json_file, annotations / f"panoptic_{split}", Path(root, split))
+        column = {category.id: number for number, category in enumerate(data.categories)}
+        out.mkdir(exist_ok=True)
+        for index in tqdm(range(len(data)), desc=out.name):
+            with _no_damage():
+                path = out / Path(data[index].png).name
+                if not path.is_file():
+                    shown = data.segments(index)
+                    classes = np.array([*(column[id] for id in shown.category_ids), VOID], np.uint8)
+                    _save(path, classes[shown.masks.ids[0]])
+
+
+def cityscapes(root: str | Path) -> None:
+    """`*_gtFine_labelTrainIds.png` beside each `*_gtFine_labelIds.png` under `root/gtFine`: 19 classes, 255 = ignored.
+
+    Raises UserError when there is none, or one cannot be read.
+    """
+    paths = sorted(require_folder(Path(root, "gtFine")).rglob("*_gtFine_labelIds.png"))
+    if not paths:
+        raise UserError(f"{Path(root, 'gtFine')}: has no *_gtFine_labelIds.png; put those of gtFine_trainvaltest there")
+    table = np.full(256, VOID, np.uint8)
+    table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
+    for path in tqdm(paths, desc="cityscapes"):
+        out = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
+        if not out.is_file():
+            with _no_damage():
+                values = read_values(path)
+            if values.max(initial=0) >= len(table):
+                raise UserError(f"{path}: has the value {values.max()}; it is not a map of labelIds, fetch it anew")
+            _save(out, table[values])
+
+
+@contextmanager
+def _no_damage() -> Iterator[None]:
+    """A record that cannot be used ends a conversion: its result would lack it."""
+    try:
+        yield
+    except BadSample as bad:
+        raise UserError(f"{bad}; fetch it anew") from None
+
+
+def _save(path: Path, labels: np.ndarray) -> None:
+    """A map of panoptic ids, or uint8 values, as a PNG that is there whole or not at all."""
+    partial = path.with_name(f".partial-{path.name}")
+    if labels.dtype == np.uint8:
+        Image.fromarray(labels).save(partial)
+    else:
+        write_panoptic_png(partial, labels)
+    partial.rename(path)
+
+
+def _save_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
+
+
+def _categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    return [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]

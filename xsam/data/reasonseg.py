@@ -1,0 +1,147 @@
+"""ReasonSeg: a folder of `X.jpg` with `X.json`, whose texts ask for something without naming it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..structures import BadSample, UserError
+from .coco import read_json, require_folder
+from .images import image_size
+from .index import REMEDY, take, take_text
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningRecord:
+    """An image, the ways to ask for one target in it, and the polygons around it."""
+
+    id: str
+    image: str  # path
+    texts: tuple[str, ...]  # one or more that mean the same
+    is_sentence: bool  # whether the texts are long questions; else phrases
+    explanation: str  # "" = none
+    shapes: tuple[tuple[bool, Any], ...]  # whether its pixels are to be ignored, and the points [x, y]
+
+    def labels(self) -> np.ndarray:
+        """uint8[H, W]: 1 = target, 255 = ignore, 0 = neither; a small polygon lies above a large one, as in LISA's
+        code. Raises BadSample where a polygon is malformed or no pixel is target."""
+        height, width = image_size(self.image)
+        painted = [(ignore, paint_polygon(points, height, width, self.id)) for ignore, points in self.shapes]
+        labels = np.zeros((height, width), np.uint8)
+        areas = [int(mask.sum()) for _, mask in painted]
+        for number in np.argsort(areas, kind="stable")[::-1]:
+            ignore, mask = painted[number]
+            labels[mask] = 255 if ignore else 1
+        if not (labels == 1).any():
+            raise BadSample(f"{self.id}: no pixel is target")
+        return labels
+
+
+class ReasonSeg:
+    """A split's folder: a sequence of records in the order of their names. They are few, each is read when asked for.
+
+    Raises UserError where the folder has no records or `explanations` is not a list of objects; asking for a record
+    raises BadSample with its file and what is wrong.
+
+    Args:
+        folder: of one split.
+        explanations: `explanatory/train.json`; default: there are none.
+    """
+
+    def __init__(self, folder: str | Path, explanations: str | Path = "") -> None:
+        self._files = sorted(require_folder(folder).glob("*.json"))
+        if not self._files:
+            raise UserError(f"{folder}: holds no *.json; {REMEDY}")
+        rows = read_json(explanations) if explanations else []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UserError(f"{explanations}: not a list of explanations; it is another kind of file")
+        self._explanations = {Path(str(row.get("image"))).stem: row for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def id(self, index: int) -> str:
+        """The record's name, also of one that cannot be used."""
+        return self._files[index].stem
+
+    def __getitem__(self, index: int) -> ReasoningRecord:
+        path = self._files[index]
+        record = _read(path)
+        texts = take(record, "text", list, str(path))
+        shapes = []
+        for shape in take(record, "shapes", list, str(path)):
+            label = take(shape, "label", str, str(path)).lower()
+            if label != "flag":
+                shapes.append(("ignore" in label, take(shape, "points", list, str(path))))
+        explanation = self._explanations.get(path.stem)
+        what = f"explanation of {path.stem}"
+        return ReasoningRecord(
+            id=path.stem,
+            image=str(path.with_suffix(".jpg")),
+            texts=tuple(take_text({"text": text}, "text", str(path)) for text in texts or [""]),
+            is_sentence=take(record, "is_sentence", bool, str(path)),
+            explanation="" if explanation is None else take_text(explanation, "outputs", what),
+            shapes=tuple(shapes),
+        )
+
+
+def _read(path: Path) -> Any:
+    """A JSON file in UTF-8, or as some of the published ones are in cp1252."""
+    try:
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            text = content.decode("cp1252")
+        return json.loads(text)
+    except OSError as error:
+        raise BadSample(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{path}: not valid JSON ({error})") from None
+
+
+def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray:
+    """The pixels inside a polygon and on its outline, bool[H, W]; coordinates are cut to integers.
+
+    Equal to OpenCV's `polylines` and `fillPoly` pixel for pixel for a polygon inside the image, where labelme keeps
+    all points: the pixels between the crossings of a row, and those of lines drawn from their left end with halves
+    rounded back. An edge that leaves the image is cut off here; OpenCV moves its end to the border first.
+
+    Raises:
+        BadSample: a point is not two numbers, or lies further from the image than the image is large.
+    """
+    far = max(height, width)
+    try:
+        corners = np.array(points, np.float64).reshape(-1, 2)
+    except (ValueError, TypeError):
+        raise BadSample(f"{what}: a polygon is not a list of points [x, y]") from None
+    if len(corners) != len(points) or not len(points) or not (np.abs(corners - far / 2) <= 1.5 * far).all():
+        raise BadSample(f"{what}: a polygon has no points, or one that is no place near the image")
+    x, y = corners.astype(np.int64).T
+    edges = list(zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True))
+    crossings = np.zeros((height, width + 1), np.int64)
+    outline = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in edges:
+        low, high = max(min(y0, y1), 0), min(max(y0, y1), height)  # a row belongs to the edge that begins at it
+        rows = np.arange(low, high)
+        if len(rows):
+            columns = x0 - (y0 - rows) * (x1 - x0) // (y1 - y0)  # rounded up
+            np.add.at(crossings, (rows, columns.clip(0, width)), 1)
+        columns, rows = _line(x0, y0, x1, y1)
+        seen = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        outline[rows[seen], columns[seen]] = True
+    return outline | (crossings.cumsum(1)[:, :width] % 2 == 1)
+
+
+def _line(x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of a line one pixel wide (Bresenham), both ends included."""
+    if x1 < x0:
+        x0, y0, x1, y1 = x1, y1, x0, y0
+    dx, dy = x1 - x0, abs(y1 - y0)
+    long, short = max(dx, dy), min(dx, dy)
+    step = np.arange(long + 1)
+    side = (2 * short * step + long - 1) // (2 * long) if long else step
+    along, across = (step, side) if dx >= dy else (side, step)
+    return x0 + along, y0 + across * (1 if y1 >= y0 else -1)

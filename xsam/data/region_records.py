@@ -1,0 +1,310 @@
+"""Instances with visual prompts: COCO-VGD and COCO-Interactive files, and prompts drawn for any COCO instances."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ..structures import RLE, BadSample, UserError
+from .coco import MAX_PIXELS, CocoInstances, annotation_mask, require_folder
+from .index import Index, bad_row, stream_json_list, take, unique
+from .masks import decode_rle, encode_rle, mask_box, segmentation_mask
+from .mixture import key
+from .regions import BRUSH, KINDS, dilate, visual_prompts
+
+log = logging.getLogger("xsam")
+
+Made = tuple[str, dict[str, Any], str]  # image id, row of the index, what is wrong
+DRAWN: Mapping[str, str] = dict.fromkeys(KINDS, "")  # the prompts of an instance for which none are stored
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedInstance:
+    """An object and what a user might draw to show it."""
+
+    id: int
+    category_id: int
+    is_crowd: bool
+    segmentation: Any  # polygons, RLE or uncompressed RLE, for `PromptedImage.mask`
+    prompts: Mapping[str, str]  # counts of an RLE by kind, without the empty ones; "" = drawn when asked for
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedImage:
+    """An image with its instances, crowds included."""
+
+    image: str  # path
+    image_id: str
+    height: int
+    width: int
+    instances: tuple[PromptedInstance, ...]
+
+    def having(self, *kinds: str) -> list[int]:
+        """The instances that have a prompt of one of the kinds, by their places; crowds are not among them."""
+        return [
+            place
+            for place, instance in enumerate(self.instances)
+            if not instance.is_crowd and not instance.prompts.keys().isdisjoint(kinds)
+        ]
+
+    def mask(self, instance: PromptedInstance) -> np.ndarray:
+        """bool[H, W]. Raises BadSample for a malformed or empty one."""
+        what = f"image {self.image_id}, annotation {instance.id}"
+        try:
+            mask = segmentation_mask(instance.segmentation, self.height, self.width)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BadSample(f"{what}: {error}") from None
+        if not mask.any():
+            raise BadSample(f"{what}: the mask is empty")
+        return mask
+
+
+class CocoVgd:
+    """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file.
+
+    Or a COCO instances file: then prompts are drawn, always the same for the same annotation id.
+
+    Args:
+        annotations: the JSON file.
+        images: folder of its images.
+        scale: size of what is drawn, see `visual_prompts`.
+
+    Raises:
+        UserError: the file or the folder is missing, or the file is not of this kind. Asking for a record that cannot
+            be used raises BadSample.
+    """
+
+    _layout = ("annotations", "image_id", "{}_visual_prompt")  # keys of: instances, the image's id, a prompt
+    _brush: Mapping[str, float] = {}  # radius that stored prompts still have to be drawn with
+
+    def __init__(self, annotations: str | Path, images: str | Path, scale: float = 1.0) -> None:
+        self.path, self.images, self.scale = Path(annotations), require_folder(images), scale
+        self._index = Index([annotations], f"{type(self).__name__} 1", self._rows)
+        tail = self._index[len(self._index) - 1]
+        self.categories: tuple[int, ...] = tuple(tail["categories"])  # those that occur, crowds apart
+        self._ids = np.array(tail["ids"], str)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> PromptedImage:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = self._index[index]
+        instances = tuple(PromptedInstance(*values) for values in row["instances"])
+        height, width = row["size"]
+        return PromptedImage(str(self.images / row["image"]), self.id(index), height, width, instances)
+
+    def id(self, index: int) -> str:
+        """The image's id, unique in the file; made up where the record has none."""
+        return str(self._ids[index])
+
+    def usable(self) -> Iterator[tuple[int, PromptedImage | None]]:
+        """All records with their numbers; None for one that cannot be used."""
+        for index in range(len(self)):
+            try:
+                record = self[index]
+            except BadSample:
+                yield index, None
+            else:
+                yield index, record
+
+    def prompt(self, record: PromptedImage, instance: PromptedInstance, kind: str) -> RLE:
+        """One of the prompts that an instance has, not empty. Raises BadSample for a malformed one."""
+        if not instance.prompts[kind]:
+            rng = np.random.default_rng(key("prompt", instance.id))
+            return encode_rle(visual_prompts(record.mask(instance), rng, (kind,), self.scale)[kind])
+        rle = {"size": [record.height, record.width], "counts": instance.prompts[kind]}
+        try:
+            stored = decode_rle(rle)
+        except ValueError as error:
+            raise BadSample(f"image {record.image_id}, annotation {instance.id}: {kind} prompt: {error}") from None
+        radius = self._brush.get(kind, 0) * self.scale
+        return encode_rle(dilate(stored, radius)) if radius else rle
+
+    def _rows(self) -> Iterator[Any]:
+        """A row per record; the last holds what is known of all."""
+        ids: set[str] = set()
+        annotations: set[int] = set()
+        categories: set[int] = set()
+        names, usable, why = [], False, "it has no instance"
+        for number, (name, row, problem) in enumerate(self._made()):
+            own = [values[0] for values in row.get("instances", ())]
+            if name in ids:
+                problem = f"{self.path}: image {name}: is listed twice"
+            elif len(set(own)) < len(own) or not annotations.isdisjoint(own):
+                problem = f"{self.path}: image {name}: an annotation id stands in the file twice"
+            seen = {values[1] for values in row.get("instances", ()) if not values[2]}
+            if any(abs(category) >= 1 << 63 for category in seen):
+                problem = f"{self.path}: image {name}: category_id {max(seen, key=abs)} is too large"
+            if not problem and not seen:
+                continue  # an image without instances, or with crowds only, is no sample
+            names.append(unique(name or f"record {number}", number, ids))
+            if problem:
+                why = problem.removeprefix(f"{self.path}: ")
+                yield bad_row(problem)
+                continue
+            annotations.update(own)
+            categories |= seen
+            usable = True
+            yield row
+        if not usable:
+            raise UserError(f"{self.path}: none of its records can be used, the last: {why}")
+        yield {"categories": sorted(categories), "ids": names}
+
+    def _made(self) -> Iterator[Made]:
+        """Image id (where it is known), row, and what is wrong with it, of every record."""
+        if not _is_list(self.path):
+            yield from self._coco_made()
+            return
+        for number, record in enumerate(stream_json_list(self.path)):
+            name, row, problem = "", {}, ""
+            try:
+                info = take(record, "image_info", dict, f"{self.path}: record {number}")
+                name = str(take(info, self._layout[1], (int, str), f"{self.path}: record {number}"))
+                row = self._row(record, info, f"{self.path}: image {name}")
+            except BadSample as bad:
+                problem = str(bad)
+            yield name, row, problem
+
+    def _coco_made(self) -> Iterator[Made]:
+        instances = CocoInstances(self.path, self.images)
+        for index in range(len(instances)):
+            try:
+                record = instances[index]
+            except BadSample as bad:
+                yield instances.id(index), {}, str(bad)
+                continue
+            rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.instances]
+            image, size = str(Path(record.image).relative_to(self.images)), (record.height, record.width)
+            yield record.image_id, {"image": image, "size": size, "instances": rows}, ""
+
+    def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
+        size = [take(info, side, int, what, 1) for side in ("height", "width")]
+        if size[0] * size[1] > MAX_PIXELS:
+            raise BadSample(f"{what}: {size[0]} x {size[1]} pixels are more than an image can have")
+        rows = []
+        for annotation in take(record, self._layout[0], list, what):
+            id = take(annotation, "id", int, what)
+            name = f"{what}, annotation {id}"
+            crowd = annotation.get("iscrowd", 0)
+            if crowd not in (0, 1):
+                raise BadSample(f"{name}: 'iscrowd' is {str(crowd)[:40]!r}")
+            segmentation = take(annotation, "segmentation", (list, dict), name)
+            if isinstance(segmentation, dict):
+                _check_rle(segmentation, size, name)
+            prompts = DRAWN if crowd else self._prompts(annotation, size, name)
+            rows.append((id, take(annotation, "category_id", int, name), bool(crowd), segmentation, prompts))
+        return {"image": take(info, "file_name", str, what), "size": size, "instances": rows}
+
+    def _prompts(self, annotation: dict[str, Any], size: list[int], what: str) -> Mapping[str, str]:
+        """Counts of the prompts that are not empty, by kind."""
+        if self._layout[0] == "annotations":
+            if "visual_prompts" not in annotation:
+                return DRAWN
+            annotation = take(annotation, "visual_prompts", dict, what)
+        prompts = {}
+        for kind in KINDS:
+            name = self._layout[2].format(kind)
+            if annotation.get(name, 0) is None:  # no such prompt was found for the object
+                continue
+            rle = take(annotation, name, dict, what)
+            _check_rle(rle, size, f"{what}, {kind} prompt")
+            counts = take(rle, "counts", str, f"{what}, {kind} prompt")
+            if _any(rle, f"{what}, {kind} prompt"):
+                prompts[kind] = counts
+        return prompts
+
+
+class CocoInteractive(CocoVgd):
+    """A COCO-Interactive file as PSALM writes it (arXiv 2403.14598): points and scribbles are one pixel wide in it and
+    get their brush here. `scale` 0 leaves them as they are; otherwise as `CocoVgd`.
+    """
+
+    _layout = ("anns", "id", "{}_visual_prompt_mask")
+    _brush = BRUSH
+
+
+def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale: float = 1.0) -> None:
+    """Make a COCO-VGD file from a COCO instances file: prompts of all kinds, the same that `CocoVgd` would draw.
+
+    Nothing is done when `out` is there already; an interrupted run is continued. What cannot be used is left out with
+    a warning. Raises UserError as `CocoInstances` does.
+    """
+    out, data = Path(out), CocoInstances(instances, images)
+    if out.exists():
+        return
+    done = written = end = 0
+    with out.with_suffix(".partial").open("a+b") as file:
+        file.seek(0)
+        for line in islice(file, len(data)):  # one per image, empty where nothing of it is kept
+            if line.endswith(b"\n"):
+                done, written, end = done + 1, written + (line != b"\n"), end + len(line)
+        file.truncate(end)
+        for index in tqdm(range(done, len(data)), initial=done, total=len(data), desc=out.name, unit="image"):
+            if record := _vgd_record(data, index, scale):
+                file.write((b"," if written else b"[") + json.dumps(record, separators=(",", ":")).encode())
+                written += 1
+            file.write(b"\n")
+        file.write(b"]\n" if written else b"[]\n")
+    out.with_suffix(".partial").rename(out)
+
+
+def _vgd_record(data: CocoInstances, index: int, scale: float) -> dict[str, Any]:
+    """A record of a COCO-VGD file; empty where nothing of the image can be used."""
+    try:
+        record = data[index]
+    except BadSample as bad:
+        log.warning("left out: %s", bad)
+        return {}
+    annotations = []
+    for instance in record.instances:
+        if instance.is_crowd:
+            continue
+        try:
+            mask = annotation_mask(instance, record.height, record.width)
+            drawn = visual_prompts(mask, np.random.default_rng(key("prompt", instance.id)), scale=scale)
+        except BadSample as bad:
+            log.warning("left out: annotation %s of image %s: %s", instance.id, record.image_id, bad)
+            continue
+        x0, y0, x1, y1 = mask_box(mask)
+        annotations.append(
+            {"id": instance.id, "category_id": instance.category_id, "segmentation": instance.segmentation,
+             "area": instance.area, "iscrowd": 0, "bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": 1,  # 1 = XYWH
+             "visual_prompts": {f"{kind}_visual_prompt": encode_rle(prompt) for kind, prompt in drawn.items()}}
+        )  # fmt: skip
+    if not annotations:
+        return {}
+    image_id = int(record.image_id) if record.image_id.isdecimal() else record.image_id
+    name, size = str(Path(record.image).relative_to(data.images)), [record.height, record.width]
+    info = {"file_name": name, "image_id": image_id, "height": size[0], "width": size[1]}
+    about = {"image_file": name, "image_id": image_id, "image_size": size, "image_info": info}
+    return about | {"annotations": annotations}
+
+
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"[")
+
+
+def _check_rle(rle: dict[str, Any], size: list[int], what: str) -> None:
+    """Raises BadSample for another size than the image's, and for what is no code at all."""
+    if rle.get("size") != size:
+        raise BadSample(f"{what}: its size is {str(rle.get('size'))[:40]}, the image's {size}")
+    take(rle, "counts", (str, list), what)
+
+
+def _any(rle: RLE, what: str) -> bool:
+    """Whether the mask has a pixel. The area is fast but blind to damage: what has none is read with care, the rest
+    when it is asked for."""
+    try:
+        return bool(coco_mask.area(rle) or decode_rle(rle).any())
+    except ValueError as error:
+        raise BadSample(f"{what}: {error}") from None

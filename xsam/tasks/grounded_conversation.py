@@ -1,0 +1,127 @@
+"""Grounded conversation generation: a caption that the model writes, with a mask for every phrase that it marks."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.gcg import GcgPairs, GrandF, GroundedCaption
+from ..data.masks import encode_rle, pack, unpack
+from ..data.postprocess import best_mask
+from ..metrics.grounded_caption import GroundedCaptionScore
+from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
+from .base import Task, choose
+
+QUESTIONS = (
+    "Describe this image briefly and give the masks of what you mention, phrase by phrase.",
+    "What is in this image? Mark the things in your description and segment them.",
+    "Write a short caption whose phrases are tied to masks.",
+    "Please tell me what you see, with a segmentation mask for each phrase that names it.",
+)
+ANSWERS = (
+    "{caption} <SEG>.",
+    "{caption} Here they are: <SEG>.",
+    "{caption} The masks are <SEG>.",
+    "{caption} It looks like this: <SEG>.",
+)
+
+
+class GroundedConversation(Task):
+    """Captions with marked phrases; one `<SEG>` at the end asks for the masks of all of them.
+
+    The candidates are the spans of the answer itself. In evaluation the model writes the answer in every protocol.
+
+    Args:
+        data: a reader of grounded captions.
+        similarity: how `recall` compares phrases, a name of `metrics.grounded_caption.SIMILARITIES`; "" = no recall.
+    """
+
+    name = "grounded_conversation"
+    generates = True
+
+    def __init__(
+        self, *, data: GrandF | GcgPairs, train: bool = False, max_new_tokens: int = 512, similarity: str = "",
+        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+    ) -> None:  # fmt: skip
+        self.data, self.train, self.max_new_tokens, self.similarity = data, train, max_new_tokens, similarity
+        self.questions, self.answers = questions, answers
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def id(self, index: int) -> str:
+        return self.data.id(index)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.data[index]
+        question = choose(self.questions, rng) if self.train else self.questions[0]
+        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        masks = record.masks()
+        truth = {"image_id": record.image_id, "caption": record.caption, "labels": record.labels}
+        return Sample(
+            id=self.id(index),
+            image=record.image,
+            turns=(Turn(f"<image>\n{question}", answer.format(caption=marked(record))),),
+            masks=pack(masks),
+            labels=np.array(record.owners or range(len(masks)), np.int64),
+            mask_segs=np.zeros(len(masks), np.int64),
+            truth={} if self.train else truth,
+        )
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        parsed = parse(text)
+        phrases = parsed[1] if parsed else ()
+        if len(outputs) != 1 or not phrases or outputs[0].class_logits.shape[1] != len(phrases) + 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        found = (best_mask(outputs[0], column=column) for column in range(len(phrases)))
+        segments = (
+            Segment(encode_rle(mask.cpu().numpy()), phrase, score)
+            for phrase, (mask, score) in zip(phrases, found, strict=True)
+        )
+        return Prediction(id=sample.id, text=text, segments=tuple(segments))
+
+    def metric(self) -> GroundedCaptionScore:
+        return GroundedCaptionScore(similarity=self.similarity)
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        parsed = None if prediction.failed else parse(prediction.text)
+        metric.update(
+            sample.truth["image_id"],
+            sample.masks.ids.shape[1:],
+            caption=parsed[0] if parsed else "",
+            phrases=[str(segment.label) for segment in prediction.segments],
+            masks=[segment.segmentation for segment in prediction.segments],
+            true_captions=[sample.truth["caption"]],
+            true_phrases=sample.truth["labels"],
+            true_masks=[encode_rle(mask) for mask in unpack(sample.masks)],
+        )
+
+
+def marked(record: GroundedCaption) -> str:
+    """The caption as an answer has it: in lower case, phrases as `<p>phrase</p> `, closed by a full stop."""
+    pieces, place = [], 0
+    for begin, end in record.spans:
+        pieces += [record.caption[place:begin], f"<p>{record.caption[begin:end]}</p> "]
+        place = end
+    rest = record.caption[place:].rstrip(' "')
+    text = "".join([*pieces, rest if rest.endswith((".", "!", "?")) else f"{rest}."])
+    return re.sub(r"\s+", " ", text).lstrip(' "').lower()
+
+
+def parse(answer: str) -> tuple[str, tuple[str, ...]] | None:
+    """The caption without tags, and the phrases between them in order, of an answer with one `<SEG>`.
+
+    The sentence of the `<SEG>` is no part of the caption, unless it has a phrase: then it is what went before that was
+    left without a full stop, and only the `<SEG>` goes. None when there is not exactly one `<SEG>`, or tags are nested
+    or unbalanced.
+    """
+    tags = re.findall(r"</?p>", answer)
+    if answer.count("<SEG>") != 1 or tags != ["<p>", "</p>"] * (len(tags) // 2):
+        return None
+    phrases = re.findall(r"<p>(.*?)</p>", answer, re.DOTALL)
+    sentences = re.split(r"(?<=[.!?])\s+", answer)
+    kept = [sentence for sentence in sentences if "<SEG>" not in sentence or "p>" in sentence]
+    caption = re.sub(r"</?p>|<SEG>\W*", " ", " ".join(kept))
+    caption = re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", caption))
+    return caption.strip(), tuple(phrase.strip() for phrase in phrases)

@@ -1,0 +1,144 @@
+"""Interactive segmentation: a point, scribble, box or mask, and the one object that it means."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..data.masks import decode_rle, encode_rle, mask_box, pack
+from ..data.postprocess import instances
+from ..data.region_records import CocoVgd
+from ..data.regions import KINDS
+from ..metrics.iou import ReferringIoU
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Segment, Turn, UserError
+from .base import Task, choose
+
+QUESTIONS = (
+    "Can you segment the object at {region} in this image?",
+    "Which object is marked by {region}? Show me its mask.",
+    "Please outline what {region} points to.",
+    "Segment {region}.",
+)
+ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
+
+
+class InteractiveIoU(ReferringIoU):
+    """`mIoU`, the mean of the samples' IoU, and `cIoU`, in percent."""
+
+    def compute(self) -> dict[str, float | None]:
+        values = super().compute()
+        return {"mIoU": values["gIoU"], "cIoU": values["cIoU"]}
+
+
+class InteractiveSegmentation(Task):
+    """Objects shown by visual prompts. Training: a sample is an image, its object and the kind of its prompt are drawn.
+    Evaluation: a sample is an object that has a prompt of the kind; crowds are no objects.
+
+    Args:
+        data: a reader of prompted instances.
+        prompt: a kind of prompt; "" = any, in training only.
+    """
+
+    name = "interactive"
+
+    def __init__(
+        self, *, data: CocoVgd, prompt: str = "", train: bool = False,
+        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+    ) -> None:  # fmt: skip
+        if prompt not in (*KINDS, *([""] if train else [])):
+            raise UserError(f"prompt={prompt!r} is unknown; interactive segmentation has {', '.join(KINDS)}")
+        self.data, self.prompt, self.train = data, prompt, train
+        self.questions, self.answers = questions, answers
+        rows: list[tuple[int, int]] = []  # a record that cannot be used stands there once
+        for i, record in () if train else data.usable():
+            rows += [(i, j) for j in record.having(prompt)] if record else [(i, 0)]
+        self.rows = np.array(rows, np.int64).reshape(-1, 2)  # record and instance
+
+    def __len__(self) -> int:
+        return len(self.data) if self.train else len(self.rows)
+
+    def id(self, index: int) -> str:
+        if self.train:
+            return self.data.id(index)
+        i, j = self.rows[index]
+        return f"{self.data.id(i)}-{j}"
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        i, j = (index, -1) if self.train else self.rows[index]
+        record = self.data[i]
+        kinds = (self.prompt,) if self.prompt else KINDS
+        if self.train:
+            objects = record.having(*kinds)
+            if not objects:
+                raise BadSample(f"{self.data.path}: image {record.image_id}: no object has a visual prompt")
+            j = int(rng.choice(objects))
+        target = record.instances[j]
+        kind = choose([kind for kind in kinds if kind in target.prompts], rng)
+        question = choose(self.questions, rng) if self.train else self.questions[0]
+        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        return Sample(
+            id=self.id(index),
+            image=record.image,
+            turns=(Turn(f"<image>\n{question.format(region='<p><region></p>')}", answer),),
+            masks=pack(record.mask(target)[None]),
+            labels=np.zeros(1, np.int64),
+            mask_segs=np.zeros(1, np.int64),
+            regions=(Region(self.data.prompt(record, target, kind)),),
+        )
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        """Of the masks with a score of 0.5 or the highest, the one with the highest score x `agreement`."""
+        if len(outputs) != 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        masks, _, scores, boxes = instances(outputs[0])
+        kept = scores >= scores.max().clamp(max=0.5) if len(scores) else scores > 0
+        if not kept.any():
+            return Prediction(id=sample.id, text=text)
+        masks, scores, boxes = masks[kept], scores[kept], boxes[kept]
+        best = int((scores * agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.prompt)).argmax())
+        segment = Segment(encode_rle(masks[best].cpu().numpy()), "", scores[best].item())
+        return Prediction(id=sample.id, text=text, segments=(segment,))
+
+    def metric(self) -> InteractiveIoU:
+        return InteractiveIoU()
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        truth = sample.masks.ids[0] == 0
+        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
+        metric.update(found[0] if found else np.zeros_like(truth), truth)
+
+    def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
+        """The prompt itself as the answer."""
+        metric = InteractiveIoU()
+        for index in indices:
+            sample = self.sample(index, np.random.default_rng(0))
+            metric.update(decode_rle(sample.regions[0].mask), sample.masks.ids[0] == 0)
+        return {"the prompt itself": metric.compute()}
+
+
+def agreement(masks: Tensor, boxes: Tensor, prompt: np.ndarray, kind: str) -> Tensor:
+    """How well masks fit what was drawn, float[n] in [0, 1].
+
+    For a mask the IoU; for a box the IoU of the boxes; for a point or scribble the share of it that a mask covers,
+    where a pixel weighs as much as it is far from the edge of the stroke: the brush may be wider than the object.
+
+    Args:
+        masks: bool[n, H, W].
+        boxes: float[n, 4], of the masks.
+        prompt: bool[H, W].
+    """
+    if kind == "box":
+        own = boxes.new_tensor(mask_box(prompt))
+        sides = (torch.minimum(boxes, own)[:, 2:] - torch.maximum(boxes, own)[:, :2]).clamp(min=0)
+        inter = sides.prod(1)
+        return inter / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (own[2:] - own[:2]).prod() - inter)
+    drawn = torch.from_numpy(prompt).to(masks.device)
+    covered = masks[:, drawn]
+    if kind == "mask":
+        inter = covered.sum(1)
+        return inter / (masks.flatten(1).sum(1) + drawn.sum() - inter)
+    weight = torch.from_numpy(ndimage.distance_transform_edt(np.pad(prompt, 1))[1:-1, 1:-1][prompt]).to(boxes)
+    return covered.to(weight) @ (weight / weight.sum())

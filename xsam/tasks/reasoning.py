@@ -1,0 +1,104 @@
+"""Reasoning segmentation: a question that asks for something without naming it, and its mask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.masks import decode_rle, encode_rle, pack
+from ..data.postprocess import best_mask
+from ..data.reasonseg import ReasonSeg
+from ..metrics.iou import ReferringIoU
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, Turn, UserError
+from .base import Task, choose
+
+SHORT = (
+    "Which part of the image is {phrase}? Mark it.",
+    "Please segment {phrase}.",
+    "Look for {phrase} and give me the mask.",
+    "Find {phrase} and show its outline.",
+)
+LONG = (
+    "{phrase} Please answer with a mask.",
+    "{phrase} Show me where in the image.",
+    "{phrase} Segment what is meant.",
+    "{phrase} Mark it.",
+)
+WHY = ("Explain your answer too.", "Give the reason as well.", "Tell me why.")
+ANSWERS = ("<SEG>.", "It is <SEG>.", "This is the mask: <SEG>.", "I found it: <SEG>.")
+KINDS = {"all": None, "short": False, "long": True}  # -> `is_sentence`
+
+
+class ReasoningSegmentation(Task):
+    """One split of ReasonSeg. Training draws one of the rephrasings each time, so that none is a wrong answer to
+    another; evaluation asks the first. Pixels to be ignored are background in training and do not count in the score.
+
+    Args:
+        data: a reader of ReasonSeg.
+        questions: "short" questions (a phrase), "long" ones (a sentence), or "all".
+        explained: share of the training samples with an explanation that ask for it.
+        short, long, why, answers: wordings of a short and of a long question, of the wish for an explanation, and of
+            the answer, which follows the explanation.
+    """
+
+    name = "reasoning"
+
+    def __init__(
+        self, *, data: ReasonSeg, train: bool = False, questions: str = "all", explained: float = 0.5,
+        short: Sequence[str] = SHORT, long: Sequence[str] = LONG, why: Sequence[str] = WHY,
+        answers: Sequence[str] = ANSWERS,
+    ) -> None:  # fmt: skip
+        if questions not in KINDS:
+            raise UserError(f"questions={questions!r} is unknown; reasoning segmentation has {', '.join(KINDS)}")
+        self.data, self.train, self.explained = data, train, explained
+        self.short, self.long, self.why, self.answers = short, long, why, answers
+        every = range(len(data))
+        self.rows = [i for i in every if questions == "all" or self._is_sentence(i) in (KINDS[questions], None)]
+
+    def _is_sentence(self, index: int) -> bool | None:
+        """None for a record that cannot be used: it stays among the samples, to be counted."""
+        try:
+            return self.data[index].is_sentence
+        except BadSample:
+            return None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def id(self, index: int) -> str:
+        return self.data.id(self.rows[index])
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.data[self.rows[index]]
+        wordings = self.long if record.is_sentence else self.short
+        question, answer, text = wordings[0], self.answers[0], record.texts[0]
+        if self.train:
+            question, answer, text = choose(wordings, rng), choose(self.answers, rng), choose(record.texts, rng)
+            if record.explanation and rng.random() < self.explained:
+                question, answer = f"{question} {choose(self.why, rng)}", f"{record.explanation} {answer}"
+        labels = record.labels()
+        return Sample(
+            id=record.id,
+            image=record.image,
+            turns=(Turn("<image>\n" + question.format(phrase=f"<p>{text}</p>"), answer),),
+            masks=pack(labels[None] == 1),
+            labels=np.zeros(1, np.int64),
+            mask_segs=np.zeros(1, np.int64),
+            shared_candidates=True,
+            truth={"ignore": labels == 255},
+        )
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        if len(outputs) != 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        mask, score = best_mask(outputs[0])
+        return Prediction(id=sample.id, text=text, segments=(Segment(encode_rle(mask.cpu().numpy()), "", score),))
+
+    def metric(self) -> ReferringIoU:
+        return ReferringIoU()
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        truth = sample.masks.ids[0] == 0
+        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
+        answer = np.any([np.zeros_like(truth), *found], axis=0)
+        metric.update(answer, truth, sample.truth["ignore"], failed=prediction.failed)

@@ -1,0 +1,176 @@
+"""Visual grounded segmentation: regions show what is meant, every instance of it is to be found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.masks import encode_rle, pack, unpack
+from ..data.postprocess import instances
+from ..data.region_records import CocoVgd, PromptedImage
+from ..data.regions import KINDS
+from ..metrics.detection import InstanceAP
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Segment, Turn, UserError
+from .base import Task, choose
+
+QUESTIONS = (
+    "Segment everything of the same kind as {regions}.",
+    "Here are some regions: {regions}. Please mark every object that is what one of them shows.",
+    "Each of {regions} shows a kind of object. Find all objects of these kinds.",
+    "Where is more of what you see in {regions}? Give me the masks.",
+)
+ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
+
+
+class VisualGrounding(Task):
+    """One split of prompted instances, a sample is an image.
+
+    Training: all classes that the image shows are asked for, in every second sample up to `negatives` others too, in
+    random order. A region may be drawn on any image of the contrast group (see `Sample.slots`).
+
+    Evaluation: the classes with an instance that has a prompt of the kind, in the order of their ids, each shown by one
+    of these instances, which the sample id decides. They alone are the truth, as in X-SAM's benchmark (arXiv
+    2508.04655).
+
+    Args:
+        data: a reader of prompted instances.
+        prompt: a kind of prompt; "" = any, in training only.
+        cross: in evaluation every class is shown by another image of the split; one that no other shows is left out.
+        absent: share of the evaluation's samples that ask for one more class, which the image does not have; another
+            image shows it.
+    """
+
+    name = "visual_grounding"
+
+    def __init__(
+        self, *, data: CocoVgd, prompt: str = "", train: bool = False, cross: bool = False, absent: float = 0.0,
+        negatives: int = 5, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+    ) -> None:  # fmt: skip
+        if prompt not in (*KINDS, *([""] if train else [])):
+            raise UserError(f"prompt={prompt!r} is unknown; visual grounding has {', '.join(KINDS)}")
+        self.data, self.kinds, self.train = data, (prompt,) if prompt else KINDS, train
+        self.cross, self.absent, self.negatives = cross, absent, negatives
+        self.questions, self.answers = questions, answers
+        self.rows: list[int] = []  # records of the evaluation, with those that cannot be used
+        self.shown: dict[int, list[int]] = {}  # records that show a class
+        if not train:
+            self._list()
+
+    def _list(self) -> None:
+        classes: dict[int, set[int]] = {}
+        for i, record in self.data.usable():
+            classes[i] = set(_by_class(record, self.kinds)) if record else set()
+            if classes[i] or record is None:
+                self.rows.append(i)
+            for category in classes[i]:
+                self.shown.setdefault(category, []).append(i)
+        if self.cross:
+            alone = {category for category, records in self.shown.items() if len(records) == 1}
+            self.rows = [i for i in self.rows if not classes[i] or classes[i] - alone]
+
+    def __len__(self) -> int:
+        return len(self.data) if self.train else len(self.rows)
+
+    def id(self, index: int) -> str:
+        return self.data.id(index if self.train else self.rows[index])
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        return self._training(index, rng) if self.train else self._evaluation(self.rows[index], rng)
+
+    def _training(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.data[index]
+        members = _by_class(record, self.kinds)
+        present = {instance.category_id for instance in record.instances if not instance.is_crowd}
+        if present - members.keys():
+            missing = min(present - members.keys())
+            raise BadSample(f"{self.data.path}: image {record.image_id}: no object of class {missing} has a prompt")
+        listed = sorted(present)
+        if rng.random() < 0.5:
+            listed += self._others(record, int(rng.integers(self.negatives + 1)), rng)
+        listed = [listed[i] for i in rng.permutation(len(listed))]
+        regions = [self._region(record, members[category], rng, category) for category in sorted(present)]
+        targets = [place for place, instance in enumerate(record.instances) if not instance.is_crowd]
+        return self._sample(record, listed, targets, regions, rng, np.array(listed, np.int64))
+
+    def _evaluation(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.data[index]
+        members = _by_class(record, self.kinds)
+        if self.cross:
+            members = {category: places for category, places in members.items() if len(self.shown[category]) > 1}
+        extra = self._others(record, int(rng.random() < self.absent), rng)
+        listed = sorted([*members, *extra])
+        regions = [
+            self._reference(category, index, rng)
+            if self.cross or category in extra
+            else self._region(record, members[category], rng)
+            for category in listed
+        ]
+        targets = sorted(place for places in members.values() for place in places)
+        return self._sample(record, listed, targets, regions, rng, np.zeros(0, np.int64))
+
+    def _sample(
+        self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
+        rng: np.random.Generator, slots: np.ndarray,
+    ) -> Sample:  # fmt: skip
+        question = choose(self.questions, rng) if self.train else self.questions[0]
+        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        asked = question.format(regions=", ".join(["<p><region></p>"] * len(listed)))
+        return Sample(
+            id=record.image_id,
+            image=record.image,
+            turns=(Turn(f"<image>\n{asked}", answer),),
+            masks=pack(np.stack([record.mask(record.instances[place]) for place in targets])),
+            labels=np.array([listed.index(record.instances[place].category_id) for place in targets], np.int64),
+            mask_segs=np.zeros(len(targets), np.int64),
+            regions=tuple(regions),
+            slots=slots,
+            truth={"categories": listed},
+        )
+
+    def _others(self, record: PromptedImage, count: int, rng: np.random.Generator) -> list[int]:
+        """Up to so many classes that the image does not have; in evaluation some record shows them."""
+        present = {instance.category_id for instance in record.instances}  # a crowd of it is not its absence
+        others = [c for c in (self.data.categories if self.train else sorted(self.shown)) if c not in present]
+        return [others[i] for i in rng.permutation(len(others))[:count]]
+
+    def _region(self, record: PromptedImage, places: list[int], rng: np.random.Generator, label: int = -1) -> Region:
+        """One of the instances, shown by one of its prompts."""
+        instance = record.instances[int(rng.choice(places))]
+        kind = choose([kind for kind in self.kinds if kind in instance.prompts], rng)
+        return Region(self.data.prompt(record, instance, kind), label)
+
+    def _reference(self, category: int, index: int, rng: np.random.Generator) -> Region:
+        """A region of the class on another image."""
+        record = self.data[int(rng.choice([i for i in self.shown[category] if i != index]))]
+        region = self._region(record, _by_class(record, self.kinds)[category], rng)
+        return Region(region.mask, image=record.image)
+
+    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+        if len(outputs) != 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        masks, columns, scores, _ = instances(outputs[0])
+        best = scores.argsort(descending=True)[:100]  # COCO's maxDets
+        rows = zip(masks[best].cpu().numpy(), columns[best].tolist(), scores[best].tolist(), strict=True)
+        categories: list[int] = sample.truth["categories"]
+        segments = tuple(Segment(encode_rle(mask), categories[column], score) for mask, column, score in rows)
+        return Prediction(id=sample.id, text=text, segments=segments)
+
+    def metric(self) -> InstanceAP:
+        return InstanceAP()
+
+    def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
+        masks, categories = unpack(sample.masks), sample.truth["categories"]
+        truth = [
+            {"category": categories[label], "rle": encode_rle(mask), "crowd": False}
+            for mask, label in zip(masks, sample.labels, strict=True)
+        ]
+        found = [{"category": s.label, "rle": s.segmentation, "score": s.score} for s in prediction.segments]
+        metric.update(sample.id, masks.shape[1:], truth, found)
+
+
+def _by_class(record: PromptedImage, kinds: Sequence[str]) -> dict[int, list[int]]:
+    """Places of the instances that have a prompt of one of the kinds, by class in the order of their ids."""
+    found: dict[int, list[int]] = {}
+    for place in record.having(*kinds):
+        found.setdefault(record.instances[place].category_id, []).append(place)
+    return dict(sorted(found.items()))

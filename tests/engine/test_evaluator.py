@@ -1,6 +1,7 @@
 """Evaluation on the embedded world: honest counting, continuing, grouping."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def test_all_rows_both_protocols(setup, tmp_path):
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     paper = evaluator.evaluate(model, processor, rows, tmp_path / "paper", limit=4, batch_size=4)
     assert list(paper) == list(rows)
-    assert len(calls) == 1 + 1  # one pass serves the three generic rows; one for referring; chat generates
+    # one pass serves the three generic rows; then refer, grefer, reason, four interactive, five vgd; the others generate
+    assert len(calls) == 1 + 3 + 4 + 5
     for row in paper.values():
         assert row["samples"] == row["scored"] == 4
     assert paper["shapes_refer"]["failed"] == 0  # the answer is given
@@ -52,6 +54,28 @@ def test_an_interrupted_evaluation_continues(setup, tmp_path):
     handle.remove()
     assert len(calls) == 2  # the batch that was cut, and the missing one
     assert again == whole
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_runs(setup, tmp_path):
+    model, processor, rows = setup
+    images = tmp_path / "val"
+    panoptic = json.loads(json.dumps(rows["shapes_panoptic"]))
+    shutil.copytree(panoptic["data"]["images"], images)
+    first, _second, *_ = sorted(images.iterdir())
+    first.write_bytes(first.read_bytes()[:400])
+    panoptic["data"]["images"] = str(images)
+    lost = {**rows["shapes_refer"], "data": {**rows["shapes_refer"]["data"], "refs": "/no/refs.p"}}
+    done = evaluator.evaluate(model, processor, {"a": panoptic, "b": lost}, tmp_path / "out", batch_size=3)
+    assert "/no/refs.p" in done["b"]["error"]
+    row = done["a"]
+    assert row["samples"] == row["scored"] == 8
+    assert row["failed"] == 1
+    ((name, reason),) = row["errors"].items()
+    assert name in first.name
+    assert "cannot be read as an image" in reason
+    assert "not run: /no/refs.p" in evaluator.table({"x": {"benchmarks": done}})
+    with pytest.raises(UserError, match="/no/refs.p"):
+        evaluator.evaluate(model, processor, {"b": lost}, tmp_path / "none")
 
 
 def test_batches_change_nothing(setup, tmp_path):

@@ -6,6 +6,7 @@ differ in `metric` alone ask the same questions and are answered by one forward 
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,6 +26,8 @@ from ..structures import BadSample, Encoded, ItemOutput, Prediction, Sample, Seg
 from ..tasks.base import Task
 from . import distributed
 
+log = logging.getLogger("xsam")
+
 PROTOCOLS = ("paper", "strict")
 
 
@@ -40,16 +43,31 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run benchmark rows and return `results["benchmarks"]`.
 
+    A row whose files are missing becomes `{"error": ..}` and the others run. A sample that cannot be read failed; only
+    if its truth is what cannot be read it is not scored. Both are told by `errors`, a reason by sample id.
+
     Args:
         rows: benchmark configs by name.
         out: predictions are kept in `out/predictions/<benchmark>/part-RANK.jsonl`.
         protocol: "paper" gives the answer with its `<SEG>` and makes one pass; "strict" lets the model answer.
         limit: only the first so many samples of each benchmark; 0 = all.
+
+    Raises:
+        UserError: no row can be run.
     """
     model.eval()
     results: dict[str, Any] = {}
-    for names in _same_questions(rows):
-        tasks: dict[str, Task] = {name: config.build(_question(rows[name])) for name in names}
+    built: dict[str, Task] = {}
+    for name, row in rows.items():  # all of them before any time of the model is spent
+        try:
+            built[name] = config.build(_question(row))
+        except UserError as error:
+            log.error("%s: %s", name, error)
+            results[name] = {"error": str(error)}
+    if not built:
+        raise UserError(next(iter(results.values()))["error"])
+    for names in _same_questions({name: rows[name] for name in built}):
+        tasks = {name: built[name] for name in names}
         lead = next(iter(tasks.values()))
         indices = range(min(limit or len(lead), len(lead)))
         _answer(model, processor, tasks, indices, out, protocol == "strict" or lead.generates, batch_size)
@@ -103,49 +121,64 @@ def _answer(
     ]
     title = next(iter(tasks)) + (f" (+{len(tasks) - 1})" if len(tasks) > 1 else "")
     for batch in tqdm(mine, desc=title, unit="batch", disable=not distributed.is_main()):
-        samples = [lead.sample(i, np.random.default_rng(key("evaluate", lead.id(i)))) for i in batch]
-        answers = _generated(model, processor, lead, samples) if generate else _given(model, processor, samples)
-        for sample, (text, outputs) in zip(samples, answers, strict=True):
-            for name, task in tasks.items():
-                prediction = task.postprocess(outputs, text, sample)
-                files[name].write(json.dumps(asdict(prediction)) + "\n")
+        asked, refused = _ask(lead, processor, batch, generate)
+        answers = _generated(model, processor, lead, asked) if generate else _given(model, asked)
+        for name, task in tasks.items():
+            given = zip(asked, answers, strict=True)
+            found = [task.postprocess(outputs, text, sample) for (sample, _), (text, outputs) in given]
+            files[name].writelines(json.dumps(asdict(prediction)) + "\n" for prediction in [*found, *refused])
         for file in files.values():
             file.flush()
     for file in files.values():
         file.close()
 
 
+Asked = list[tuple[Sample, Encoded]]
 Answer = tuple[str, list[ItemOutput]]
 
 
-def _given(model: XSamModel, processor: Processor, samples: Sequence[Sample]) -> list[Answer]:
+def _ask(task: Task, processor: Processor, indices: range, generate: bool) -> tuple[Asked, list[Prediction]]:
+    """Samples with their encoding, whole or up to the answer; and failed predictions of those that cannot be read."""
+    asked, refused = [], []
+    for index in indices:
+        seed = key("evaluate", task.id(index))
+        try:
+            sample = task.sample(index, np.random.default_rng(seed))
+            asked.append((sample, processor.prompt(sample, seed) if generate else processor(sample, seed)))
+        except BadSample as bad:
+            refused.append(Prediction(id=task.id(index), failed=True, error=str(bad)))
+    return asked, refused
+
+
+def _given(model: XSamModel, asked: Asked) -> list[Answer]:
     """One pass over questions and given answers."""
-    encoded = [processor(sample, key("evaluate", sample.id)) for sample in samples]
-    texts = [sample.turns[0].answer if sample.turns else "" for sample in samples]
-    return list(zip(texts, _outputs(model, encoded), strict=True))
+    texts = [sample.turns[0].answer if sample.turns else "" for sample, _ in asked]
+    return list(zip(texts, _outputs(model, [encoded for _, encoded in asked]), strict=True))
 
 
-def _generated(model: XSamModel, processor: Processor, task: Task, samples: Sequence[Sample]) -> list[Answer]:
+def _generated(model: XSamModel, processor: Processor, task: Task, asked: Asked) -> list[Answer]:
     """The model answers; where it wrote a `<SEG>`, question and answer are read again for the masks."""
-    seeds = [key("evaluate", sample.id) for sample in samples]
-    prompts = [processor.prompt(sample, seed) for sample, seed in zip(samples, seeds, strict=True)]
-    batch = collate(prompts, 1).to(_device(model))
+    if not asked:
+        return []
+    batch = collate([prompt for _, prompt in asked], 1).to(_device(model))
     answers = model.generate(batch, task.max_new_tokens, processor.stop_ids)
     results: list[Answer] = [(processor.text(answer), []) for answer in answers]
     rows, encoded = [], []
-    for row, (sample, seed, answer) in enumerate(zip(samples, seeds, answers, strict=True)):
+    for row, ((sample, prompt), answer) in enumerate(zip(asked, answers, strict=True)):
         if processor.seg_id in answer:
             try:
-                encoded.append(processor.prompt(sample, seed, answer))
+                encoded.append(processor.prompt(sample, prompt.key, answer))
                 rows.append(row)
             except BadSample:  # unbalanced tags: there is nothing to read masks from
                 continue
-    for row, outputs in zip(rows, _outputs(model, encoded) if rows else [], strict=True):
+    for row, outputs in zip(rows, _outputs(model, encoded), strict=True):
         results[row] = (results[row][0], outputs)
     return results
 
 
 def _outputs(model: XSamModel, encoded: Sequence[Encoded]) -> list[list[ItemOutput]]:
+    if not encoded:
+        return []
     batch = collate(encoded, 1).to(_device(model))
     return uncollate(model(batch), batch, encoded)
 
@@ -169,17 +202,23 @@ def _read(folder: Path) -> Iterator[Prediction]:
 def _score(task: Task, indices: range, folder: Path) -> dict[str, Any]:
     predictions = {prediction.id: prediction for prediction in _read(folder)}
     metric = task.metric()
-    failed = 0
-    for index in indices:
-        name = task.id(index)
-        prediction = predictions[name]
-        failed += prediction.failed
-        task.score(metric, prediction, task.sample(index, np.random.default_rng(key("evaluate", name))))
+    asked = [predictions[task.id(index)] for index in indices]
+    errors = {prediction.id: prediction.error for prediction in asked if prediction.error}
+    scored = 0
+    for index, prediction in zip(indices, asked, strict=True):
+        try:
+            sample = task.sample(index, np.random.default_rng(key("evaluate", prediction.id)))
+        except BadSample as bad:
+            errors[prediction.id] = str(bad)
+            continue
+        task.score(metric, prediction, sample)
+        scored += 1
     return {
         "task": task.name,
         "samples": len(indices),
-        "scored": len(indices),
-        "failed": failed,
+        "scored": scored,
+        "failed": sum(prediction.failed for prediction in asked),
+        "errors": errors,
         "metrics": metric.compute(),
         "baselines": task.baselines(indices),
     }
@@ -260,11 +299,13 @@ def table(runs: Mapping[str, dict[str, Any]]) -> str:
     ]
     first = next(iter(runs.values()))["benchmarks"]
     for name, row in first.items():
-        for metric in row["metrics"]:
+        if "error" in row:
+            lines.append(f"| {name} | not run: {row['error']} |{' |' * len(runs)}")
+        for metric in row.get("metrics", {}):
             cells = [_cell(run["benchmarks"].get(name, {}).get("metrics", {}).get(metric)) for run in runs.values()]
             lines.append(f"| {name} | {metric} | {' | '.join(cells)} |")
         for trick, scores in row.get("baselines", {}).items():
-            for metric in [metric for metric in scores if metric.startswith("cIoU")]:
+            for metric in [metric for metric in scores if metric.startswith(("cIoU", "mIoU"))]:
                 cells = [_cell(scores[metric])] + [""] * (len(runs) - 1)
                 lines.append(f"| {name} | {metric}, {trick} (blind) | {' | '.join(cells)} |")
         if any(run["benchmarks"].get(name, {}).get("failed") for run in runs.values()):

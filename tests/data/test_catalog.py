@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from xsam import config
+from xsam.apps.prepare import PREPARED
 from xsam.data.catalog import DATASETS, Count, Dataset, data_root, find
 from xsam.structures import UserError
 
@@ -63,9 +64,14 @@ def test_every_row_of_the_configs_belongs_to_one_dataset(monkeypatch):
                 assert inside, f"{owners[0].name} does not list {path}"
 
 
-def test_every_listed_benchmark_is_in_the_configs():
-    _, benchmarks = shipped()
+def test_every_listed_row_is_in_the_configs():
+    sources, benchmarks = shipped()
+    assert {name for dataset in DATASETS.values() for name in dataset.train} <= sources.keys()
     assert {name for dataset in DATASETS.values() for name in dataset.benchmarks} <= benchmarks.keys()
+
+
+def test_every_listed_preparation_exists():
+    assert {dataset.prepare for dataset in DATASETS.values() if dataset.prepare} == PREPARED.keys()
 
 
 def counts(rows) -> str:

@@ -1,4 +1,5 @@
-"""Stage 3 of the embedded world through the command line: two processes equal one, resuming equals not stopping."""
+"""Stage 3 of the embedded world, an epoch over all tasks, through the command line: two processes equal one, resuming
+equals not stopping."""
 
 import json
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 from xsam.cli import main
 
-STEPS = 4  # the shuffled sources of these steps include chat, which uses no mask decoder
+LIMIT = 240  # seconds; two processes that wait for each other would wait forever
 
 
 def losses(folder: Path) -> list[float]:
@@ -21,10 +22,12 @@ def alone(tmp_path_factory, world):
     config = tmp_path_factory.mktemp("config") / "config.json"
     from xsam import config as configs
 
-    loaded = configs.load(
-        "configs/shapes/stage3.py", [f"stage.steps={STEPS}", "stage.init_from=[]", "stage.log_every=1"]
-    )
-    config.write_text(json.dumps(loaded).replace("data/shapes", str(world)))
+    options = ["stage.steps=0", "stage.epochs=1", "stage.init_from=[]", "stage.log_every=1", "stage.lr=1e-4"]
+    text = json.dumps(configs.load("configs/shapes/stage3.py", options)).replace("data/shapes", str(world))
+    config.write_text(text)
+    mixture = configs.build(json.loads(text)["mixture"])
+    owners, _ = mixture.epoch(0, 0, 8)
+    assert set(owners) == set(range(len(mixture.names)))  # every task in some step, chat and grounded conversations too
     folder = tmp_path_factory.mktemp("one") / "run"
     assert main(["train", str(config), "--work-dir", str(folder)]) == 0
     return config, losses(folder)
@@ -34,17 +37,10 @@ def alone(tmp_path_factory, world):
 def test_two_ranks_equal_one(alone, zero, tmp_path):
     config, expected = alone
     folder = tmp_path / "run"
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(29600 + zero),
-    ]
+    port = str(29600 + zero)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     command = [*launcher, "tools/train.py", str(config), f"stage.zero={zero}", "--work-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=_one_thread())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=_one_thread())
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(folder) == pytest.approx(expected, rel=1e-4)
     assert (folder / "model.safetensors").is_file()

@@ -54,10 +54,11 @@ def _same(count: Count, *names: str) -> dict[str, Count]:
     return dict.fromkeys(names, count)
 
 
-def _refer(name: str, refs: str, get: str, train: dict[str, Count], **counts: Count) -> Dataset:
+def _refer(name: str, refs: str, get: str, train: Mapping[str, Count], **counts: Count) -> Dataset:
     files = (f"refer/{name}/{refs}", f"refer/{name}/instances.json", "coco/train2014")
     benchmarks = {f"{name}_{split}": count for split, count in counts.items()}
-    return Dataset(name, "3", "referring", files, f"{get}; cocodataset.org: train2014", "refer", train, benchmarks)
+    get, stages = f"{get}; cocodataset.org: train2014", "3" if train else "-"
+    return Dataset(name, stages, "referring", files, get, "refer", train, benchmarks)
 
 
 def _sentences(number: int) -> Count:
@@ -112,7 +113,7 @@ DATASETS: Mapping[str, Dataset] = {
             val=_sentences(4_896), test=_sentences(9_602),
         ),
         _refer(
-            "grefcoco", "grefs(unc).json", "github.com/henghuiding/gRefCOCO", {"grefcoco": UNKNOWN},
+            "grefcoco", "grefs(unc).json", "github.com/henghuiding/gRefCOCO", {},
             val=UNKNOWN, testA=UNKNOWN, testB=UNKNOWN,
         ),
         Dataset(

@@ -221,7 +221,7 @@ def test_a_hub_name_is_fetched_and_an_unknown_one_is_one_line(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert fetch("facebook/sam-vit-large") == tmp_path
     assert asked == [
-        ("facebook/sam-vit-large", "*.json", "model*.safetensors"),
+        ("facebook/sam-vit-large", "*.json", "*.jinja", "model*.safetensors", "unused.safetensors"),
         ("facebook/sam-vit-large", "*.json", "pytorch_model*.bin"),
     ]
     (tmp_path / "model.safetensors").touch()

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from xsam.checkpoints import convert
 from xsam.engine import checkpoint
 from xsam.structures import UserError
 
@@ -81,7 +82,7 @@ def test_export_is_self_contained(tmp_path, monkeypatch):
     assert sorted(tensors) == ["a.weight", "b.weight", "mean"]
     assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
 
-    monkeypatch.setattr(checkpoint, "SHARD", "20KB")
+    monkeypatch.setattr(convert, "SHARD", "20KB")
     checkpoint.export(model, tmp_path, {})
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert sorted(index) == ["a.weight", "b.weight", "mean"]

@@ -31,7 +31,9 @@ def fetch(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"]))
+        folder = Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.jinja", "model*.safetensors", "unused.safetensors"])
+        )
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:  # all of the hub's errors are one of the two

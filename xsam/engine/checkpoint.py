@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoints.convert import write_folder
 from ..structures import UserError
 from . import distributed
 
 STATE = "state.json"
-SHARD = "5GB"  # largest file of an export, as the Hugging Face hub likes it
 
 
 def save(engine: Any, folder: Path, step: int, keep: int, state: dict[str, Any]) -> None:
@@ -81,14 +81,9 @@ def export(model: nn.Module, path: Path, config: dict[str, Any], tokenizer: Any 
 
 
 def _write(tensors: dict[str, Any], path: Path, config: dict[str, Any], tokenizer: Any) -> None:
-    from huggingface_hub import save_torch_state_dict
-
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path, prefix=".export-") as partial:
-        save_torch_state_dict(tensors, partial, max_shard_size=SHARD)
-        (Path(partial) / "config.json").write_text(json.dumps(config, indent=1))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+        write_folder(Path(partial), tensors, config, tokenizer)
         files = sorted(os.listdir(partial))
         for old in path.glob("model*.safetensors*"):
             if old.name not in files:  # of an export that had another number of shards

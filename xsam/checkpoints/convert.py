@@ -1,0 +1,189 @@
+"""`xsam convert`: one checkpoint in another layout, the same tensors bit for bit.
+
+Tensors go from file to file by name alone, so weights of any size convert. Nothing is visible under the target's name
+until it is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import config as configs
+from ..data.prompt import load_tokenizer
+from ..models import lora
+from ..structures import UserError
+from .hub import publish
+from .loading import EMBEDDING, build_model, read_tensors
+from .pretrained import fetch
+from .released import PARTS, canonical, is_official, to_official, translate
+
+UNUSED = "unused.safetensors"  # official tensors that no module of ours has, beside the weights
+SHARD = "5GB"  # largest weight file of a folder, as the Hugging Face hub likes it
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+Tensors = dict[str, Tensor]
+
+
+def convert(
+    source: str | Path, target: str | Path, to: str, *, config: str = "", tokenizer: str = "", overwrite: bool = False
+) -> str:
+    """Write `source` to `target`; returns what was done, for the user to read.
+
+    Args:
+        source: anything that `read_tensors` takes, or a hub name. The tensors of a LoRA run are merged.
+        target: a folder, or with `to="official"` a `.bin` or `.safetensors` file.
+        to: "xsam", "official" or "hf".
+        config: what shapes cannot say; by default the one stored in `source`, else the shipped one of the file's stage.
+        tokenizer: folder or hub name; by default the one stored in `source`.
+
+    Raises:
+        UserError: an unreadable source, an unknown tensor, a tokenizer of another size, a target that exists or cannot
+            be written.
+    """
+    source, target = fetch(source), Path(target)
+    _check_target(source, target, to, overwrite)
+    tensors, unused = _read(source)
+    path = Path(config) if config else _stored_config(source) or CONFIGS / f"xsam_phi3_stage{_stage(tensors)}.py"
+    settings = configs.load(path)
+    if "model" not in settings:
+        raise UserError(f"{path}: describes no model of X-SAM; give --config")
+    tensors = lora.merge(tensors, settings)
+    settings.get("stage", {}).pop("lora", None)
+    count = f"{target}: {len(tensors)} tensors"
+    if to == "official":
+        official = {to_official(name): tensor for name, tensor in tensors.items()} | unused
+        with _replacing(target) as partial:
+            save_file(official, partial) if target.suffix == ".safetensors" else torch.save(official, partial)
+        return f"{count}, {len(unused)} unused ones"
+    if not tokenizer and (source / "tokenizer_config.json").is_file():
+        tokenizer = str(source)
+    words = _tokenizer(tokenizer, tensors) if tokenizer else None
+    if EMBEDDING in tensors and "llm" in settings["model"]:
+        settings["model"]["llm"]["vocab_size"] = len(tensors[EMBEDDING])
+    notes = _misfits(path, settings["model"], tensors)
+    if words is None and EMBEDDING in tensors:
+        notes.append(f"{target}: written without a tokenizer; give --tokenizer")
+    with _replacing(target) as partial:
+        partial.mkdir()
+        write_folder(partial, tensors, settings, words)
+        if unused:
+            save_file(unused, partial / UNUSED)
+        if to == "hf":
+            publish(partial, settings, tensors)
+    return "\n".join([f"{count}, {len(unused)} unused ones, config {path}", *notes])
+
+
+def write_folder(folder: Path, tensors: Tensors, config: Mapping[str, Any], tokenizer: Any = None) -> None:
+    """Weights in shards, `config.json` and the tokenizer's files: all that `XSam.from_pretrained` needs."""
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _read(source: Path) -> tuple[Tensors, Tensors]:
+    """The tensors of our modules under our names, and the rest under official ones; each with memory of its own."""
+    found = read_tensors(source)
+    if is_official(found):
+        names = translate(found)
+        tensors = {ours: found[name] for name, ours in names.items() if ours is not None}
+        unused = {canonical(name): found[name] for name, ours in names.items() if ours is None}
+        if len(tensors) + len(unused) < len(found):
+            raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
+    else:
+        tensors = found
+        unused = read_tensors(source / UNUSED) if (source / UNUSED).is_file() else {}
+    if unknown := [name for name in tensors if name.split(".")[0] not in PARTS]:
+        raise UserError(f"{source}: {unknown[0]} (of {len(unknown)}) is no tensor of X-SAM; give an X-SAM checkpoint")
+    return _apart(tensors), _apart(unused)
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """The same tensors; copied where they are views of a larger storage or share it, which the formats do not keep."""
+    storages: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        own = storage.nbytes() == tensor.nbytes and tensor.is_contiguous() and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        result[name] = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def _stage(tensors: Tensors) -> int:
+    """The stage whose file has these parts."""
+    if any(name.startswith("classifier.predictor.") for name in tensors):
+        return 1
+    return 3 if any(name.startswith("mask_decoder.") for name in tensors) else 2
+
+
+def _misfits(path: Path, model: dict[str, Any], tensors: Tensors) -> list[str]:
+    """What the user must know before loading: where the config and the tensors differ in names or shapes."""
+    state = build_model(model, ()).state_dict(keep_vars=True)
+    covered = {id(state[name]) for name in tensors if name in state}  # tied tensors stand in a file once
+    absent = [name for name in state if id(state[name]) not in covered]
+    other = [name for name, tensor in tensors.items() if name not in state or state[name].shape != tensor.shape]
+    notes = {"of its tensors are not in the file": absent, "tensors of the file do not fit it": other}
+    return [f"{path}: {len(names)} {what} ({names[0]}, ..)" for what, names in notes.items() if names]
+
+
+def _stored_config(source: Path) -> Path | None:
+    """The config of a run folder, or of the run folder around a training state."""
+    is_state = (source / "latest").is_file() or any(source.glob("*_model_states.pt"))
+    folders = (source, *(source.resolve().parents[:2] if is_state else ()))
+    return next((folder / "config.json" for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def _tokenizer(name: str, tensors: Tensors) -> Any:
+    rows = len(tensors[EMBEDDING]) if EMBEDDING in tensors else 0
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) != rows:
+        raise UserError(
+            f"tokenizer {name} has {len(tokenizer)} tokens with X-SAM's three, the weights have {rows} rows; "
+            "give the tokenizer that they were trained with"
+        )
+    return tokenizer
+
+
+def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
+    if to == "official" and target.suffix not in (".bin", ".safetensors"):
+        raise UserError(f"{target}: the official layout is one file; give a name that ends in .bin or .safetensors")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{target}: exists; give another name, or --overwrite")
+    if target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"{target}: holds the source; give another name")
+    if target.is_dir() != (to != "official") or (target.is_dir() and any(path.is_dir() for path in target.iterdir())):
+        raise UserError(f"{target}: is not something that convert wrote, so it is not overwritten; remove it yourself")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A path beside the target that takes the target's place at the end; after an error nothing is left of it."""
+    partial = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
+    old = partial.with_name(f"{partial.name}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if target.exists():
+            target.replace(old)
+        partial.replace(target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, by torch and safetensors
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{target}: cannot be written, nothing was changed ({reason}); is there room?") from None
+    finally:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        for path in (partial, old):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -105,13 +105,9 @@ class XSam:
         return cls(model, processor)
 
     def segment(
-        self,
-        image: str | Path,
-        things: Sequence[str],
-        stuff: Sequence[str] = (),
-        kind: str = "panoptic",
+        self, image: str | Path, things: Sequence[str], stuff: Sequence[str] = (), kind: str = "panoptic",
         score: float = 0.5,
-    ) -> Result:
+    ) -> Result:  # fmt: skip
         """Every thing and all stuff of the named categories: "panoptic", "instance" or "semantic".
 
         Args:
@@ -120,10 +116,9 @@ class XSam:
         names = [*things, *stuff]
         question = generic.QUESTIONS[0].format(categories=", ".join(f"<p>{name}</p>" for name in names))
         (output,) = self._forced(image, question, generic.ANSWERS[0])
-        if output.class_logits.shape[1] != len(names) + 1:
-            raise UserError(
-                f"the model knows a closed set of {output.class_logits.shape[1] - 1} classes, {len(names)} were named"
-            )
+        known = output.class_logits.shape[1] - 1
+        if known != len(names):
+            raise UserError(f"the model knows a closed set of {known} classes, {len(names)} were named")
         rows: list[tuple[np.ndarray, int, float]]
         if kind == "semantic":
             labels = semantic(output).cpu().numpy()

@@ -18,10 +18,14 @@ from .structures import UserError
 KEYS = ("model", "processor", "criterion", "mixture", "benchmarks", "stage")
 
 
+def data_root() -> Path:
+    """The folder that `data/` of the configs stands for: `$XSAM_DATA` where it is set."""
+    return Path(os.environ.get("XSAM_DATA", "data"))
+
+
 def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides.
 
-    `$XSAM_DATA`, where it is set, stands for the folder `data` of the configs.
     Returns plain dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
     Raises UserError for a missing file, a config that does not load, or an override of a key that is not there.
     """
@@ -42,61 +46,45 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
             config = Config.fromfile(path, lazy_import=True).to_dict()
         except (ImportError, AttributeError, SyntaxError, RuntimeError) as error:
             raise UserError(f"{path}: the config does not load: {type(error).__name__}: {error}") from None
-    config = {key: _plain(config[key]) for key in KEYS if key in config}
-    if "XSAM_DATA" in os.environ:
-        config = _moved(config, os.environ["XSAM_DATA"])
+    config = {key: _plain(config[key], data_root()) for key in KEYS if key in config}
     for override in overrides:
         _override(config, override, path)
     return config
 
 
-def _plain(value: Any) -> Any:
-    """Lists and dicts all the way down; tuples become lists, as JSON will have them."""
+def _plain(value: Any, root: Path) -> Any:
+    """Lists and dicts all the way down, as JSON will have them; paths below `data/` are below `root`."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, root) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _moved(value: Any, root: str) -> Any:
-    """Paths under `data/` under another root."""
-    if isinstance(value, dict):
-        return {key: _moved(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, root) for item in value]
-    inside = isinstance(value, str) and value.startswith("data/")
-    return str(Path(root, value.removeprefix("data/"))) if inside else value
+        return [_plain(item, root) for item in value]
+    moved = isinstance(value, str) and value.startswith("data/")
+    return str(root / value.removeprefix("data/")) if moved else value
 
 
 def _override(config: dict[str, Any], override: str, path: Path) -> None:
     name, _, text = override.partition("=")
     try:
-        value = _plain(ast.literal_eval(text))
+        value = _plain(ast.literal_eval(text), Path("data"))
     except (ValueError, SyntaxError):
         value = text  # a bare word is a string
     *parents, last = name.split(".")
     node: Any = config
     for depth, part in enumerate(parents, start=1):
-        if not _has(node, part):
-            raise UserError(_unknown(path, ".".join(parents[:depth]), node))
-        node = node[int(part)] if isinstance(node, list) else node[part]
+        node = node[_key(node, part, f"{path}: unknown config key {'.'.join(parents[:depth])!r}")]
     # What a constructor or the stage takes may be left out of a config; either refuses a name it does not know.
     optional = isinstance(node, dict) and ("type" in node or parents == ["stage"])
-    if not optional and not _has(node, last):
-        raise UserError(_unknown(path, name, node))
-    node[int(last) if isinstance(node, list) else last] = value
+    node[last if optional else _key(node, last, f"{path}: unknown config key {name!r}")] = value
 
 
-def _has(node: Any, part: str) -> bool:
-    if isinstance(node, list):
-        return part.isdigit() and int(part) < len(node)
-    return isinstance(node, dict) and part in node
-
-
-def _unknown(path: Path, name: str, node: Any) -> str:
+def _key(node: Any, part: str, unknown: str) -> str | int:
+    """What `node` holds `part` under. Raises UserError where it has no such part."""
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    if isinstance(node, dict) and part in node:
+        return part
     known = ", ".join(sorted(node)) if isinstance(node, dict) else f"a {type(node).__name__}"
-    return f"{path}: unknown config key {name!r}; there is: {known}"
+    raise UserError(f"{unknown}; there is: {known}")
 
 
 def resolve(name: str) -> Any:

@@ -115,7 +115,7 @@ def test_the_same_samples_each_time(config, tmp_path):
 def test_visual_prompts_are_drawn(config, tmp_path):
     page = preview(str(config), tmp_path / "page", samples=1)
     assert "&lt;region&gt;<sub>0</sub>" in page.read_text()
-    drawn = np.asarray(Image.open(page.parent / "00-0000.png")).astype(int)
+    drawn = np.asarray(Image.open(page.parent / "00-0000-0.png")).astype(int)
     # 256 dots of some pixels each, in the colour of the phrase, as the thin line around the mask is
     assert (np.abs(drawn - np.array(color(0))).max(-1) <= 3).sum() > 500
 

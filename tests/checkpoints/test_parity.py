@@ -486,6 +486,16 @@ def test_text_after_its_end_and_padded_candidates_do_not_count(edited: Any, fold
     assert failing(edited("b", **{"llm.hidden_states.1": states})).keys() == {"llm.hidden_states.1"}
 
 
+def test_a_slot_with_a_mask_that_no_image_shows_is_named(edited: Any, folder: Path) -> None:
+    masks = load_file(folder / "b.safetensors")["vprompt.masks_u8.0"]
+    masks[0] = 1 - masks[0]
+    assert failing(edited("b", **{"vprompt.masks_u8.0": masks})).keys() >= {
+        "vprompt.masks_u8.0",
+        "vprompt.feats.0",
+        "rng",
+    }
+
+
 def test_draws_must_fit_exactly(edited: Any) -> None:
     assert failing(edited("c", **{"rng.900.rand": torch.zeros(3)})).keys() == {"rng"}
 
@@ -524,12 +534,3 @@ def test_official_recordings_replay() -> None:
     assert [name for result in report.values() for name in failing(result)] == []
     dead = {"sam.last_hidden_state", "llm.attention_mask", "siglip.hidden_states.3"}
     assert {name for result in report.values() for name in result["not_computed"]} <= dead
-
-
-def test_slots_take_each_instance_once_then_a_negative_then_nothing() -> None:
-    image, labels = [0, 0, 1], [5, 5, 6]  # two of label 5 in image 0, one of label 6 in image 1
-    likely, per_image = parity.READINGS[0], (False, False, False)
-    assert parity._fill([[5], [6, 4]], labels, image, [1, 0, 0], *likely) == ([[1], [2, 0]], 0)
-    assert parity._fill([[5], [6, 4]], labels, image, [1, 0, 1], *per_image) == ([[1], [2, 1]], 0)
-    assert parity._fill([[5], [6, 4]], labels, image, [1, 0], True, True, False) == ([[1], [2, -1]], 0)
-    assert parity._fill([[5, 6], []], labels, image, [0, 3], *likely)[1] == 1

@@ -163,7 +163,7 @@ def test_values_come_before_the_end_is_read(source):
     source.write_text("[" + "1," * 1_000_000 + "broken")
     values = stream_json_list(source)
     assert next(values) == 1
-    with pytest.raises(UserError, match="is damaged .* at byte 2000001;"):
+    with pytest.raises(UserError, match="is damaged .* at character 2000001;"):
         list(values)
 
 
@@ -173,16 +173,16 @@ def test_values_come_before_the_end_is_read(source):
     [
         ("", "not a JSON list"),
         ('{"a": 1}', "not a JSON list"),
-        ("[1, 2", "breaks off at byte 5"),
-        ("[1, ", "at byte 4"),
-        ("[1, 2,]", "at byte 6"),
-        ("[1 2]", "is damaged at byte 3"),
-        ('["ü", nul]', "at byte 7"),
-        ('[{"a": 1, "b"}]', "at byte 13"),
-        ('[{"a": "cut', "at byte 7"),
-        ("[1] 2", "goes on after its list at byte 4"),
-        (b'["\xc3\xbc", "\xff"]', "is not UTF-8 at byte 8"),
-        (b'["\xc3', "is not UTF-8 at byte 2"),
+        ("[1, 2", "breaks off at character 5"),
+        ("[1, ", "at character 4"),
+        ("[1, 2,]", "at character 6"),
+        ("[1 2]", "is damaged at character 3"),
+        ('["ü", nul]', "at character 6"),
+        ('[{"a": 1, "b"}]', "at character 13"),
+        ('[{"a": "cut', "at character 7"),
+        ("[1] 2", "goes on after its list at character 4"),
+        (b'["\xc3\xbc", "\xff"]', "is not UTF-8 after what ends at character"),
+        (b'["\xc3', "is not UTF-8 after what ends at character"),
         ("[" * 100_000, "cannot be parsed"),
         ("[" + "9" * 5000 + "]", "cannot be parsed"),
     ],
@@ -197,8 +197,8 @@ def test_damage_is_found_without_reading_on(source, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 100)
     source.write_text('[{"a": 1, "b" 2},' + " " * 100_000)
     read = []
-    monkeypatch.setattr(module._Text, "more", lambda self, more=module._Text.more: (read.append(1), more(self)))
-    with pytest.raises(UserError, match="at byte 14"):
+    monkeypatch.setattr(module._Values, "more", lambda self, more=module._Values.more: (read.append(1), more(self)))
+    with pytest.raises(UserError, match="at character 14"):
         list(stream_json_list(source))
     assert len(read) == 1
 

@@ -33,7 +33,8 @@ TURNS = (
 @pytest.mark.parametrize("template", ["phi3", "qwen3", "qwen3_no_thinking"])
 def test_only_answers_and_their_end_are_supervised(tokenizer, template):
     processor = Processor(seg_size=32, tokenizer=tokenizer, template=template)
-    ids, labels = processor.tokenize(TURNS)
+    turns = [processor.tokenize(number, turn) for number, turn in enumerate(TURNS)]
+    ids, labels = ([token for part in parts for token in part] for parts in zip(*turns, strict=True))
     tok = processor.tokenizer
     supervised = tok.decode([i for i in labels if i != IGNORE_INDEX])
     end = processor.template.end
@@ -134,7 +135,7 @@ def test_training_drops_last_turns_whole(tokenizer, image):
     )  # fmt: skip
     whole = Processor(seg_size=32, tokenizer=tokenizer)
     for kept in (sample, two, one):
-        length = len(whole.tokenize(kept.turns)[0])
+        length = sum(len(whole.tokenize(number, turn)[0]) for number, turn in enumerate(kept.turns))
         for limit in (length, length + 1):
             processor = Processor(seg_size=32, tokenizer=tokenizer, max_length=limit)
             got, wanted = processor(sample, 5, shorten=True), whole(kept, 5)

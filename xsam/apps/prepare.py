@@ -1,38 +1,33 @@
 """`xsam data prepare`: what a download lacks is made from what it has, and its layout is checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import data_root
 from ..data import prepare as converters
-from ..data.catalog import DATASETS, data_root
+from ..data.catalog import DATASETS
 from ..data.refer import GRefCoco, RefCoco
 from ..data.region_records import write_vgd
 from ..data.shapes_files import prepare as write_shapes
 from ..structures import UserError
 
-REFER = {  # folder -> file of refs, splits
-    "refcoco": ("refs(unc).p", ("train", "val", "testA", "testB")),
-    "refcoco+": ("refs(unc).p", ("train", "val", "testA", "testB")),
-    "refcocog": ("refs(umd).p", ("train", "val", "test")),
-    "grefcoco": ("grefs(unc).json", ("train", "val", "testA", "testB")),
+REFER = {  # folder -> reader, file of refs, splits
+    "refcoco": (RefCoco, "refs(unc).p", ("train", "val", "testA", "testB")),
+    "refcoco+": (RefCoco, "refs(unc).p", ("train", "val", "testA", "testB")),
+    "refcocog": (RefCoco, "refs(umd).p", ("train", "val", "test")),
+    "grefcoco": (GRefCoco, "grefs(unc).json", ("train", "val", "testA", "testB")),
 }
 
 
 def prepare(name: str, root: Path | None = None) -> None:
-    """Prepare a dataset; what is done already is not done again.
+    """Prepare the dataset `name` of `PREPARED` in `root` (default: below the data folder), as far as it is not yet.
 
-    Args:
-        name: one of `PREPARED`.
-        root: its folder; default: below the data folder.
-
-    Raises:
-        UserError: a source file is missing or damaged; the message says where it comes from.
+    Raises UserError where a source file is missing or damaged; the message says where it comes from.
     """
-    step = PREPARED[name]
-    root = root or data_root() / step.folder
+    folder, run = PREPARED[name]
+    root = root or data_root() / folder
     try:
-        step.run(root)
+        run(root)
     except UserError as error:
         sources = "; ".join(dict.fromkeys(dataset.get for dataset in DATASETS.values() if dataset.prepare == name))
         raise UserError(f"{error}; it comes from {sources} (docs/datasets.md)") from None
@@ -55,28 +50,18 @@ def refer(root: Path) -> None:
     if not present:
         raise UserError(f"{root}: has none of the folders {', '.join(REFER)}")
     for name in present:
-        refs, splits = REFER[name]
-        reader = GRefCoco if name == "grefcoco" else RefCoco
+        reader, refs, splits = REFER[name]
         for split in splits:
-            images = root.parent / "coco/train2014"
-            data = reader(root / name / refs, root / name / "instances.json", images, split)
+            data = reader(root / name / refs, root / name / "instances.json", root.parent / "coco/train2014", split)
             print(f"{name} {split}: {len(data):,} images, {len(data.questions()):,} sentences")
     print(f"not there: {', '.join(REFER.keys() - present) or 'none'}")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How a dataset is prepared."""
-
-    folder: str  # below the data folder
-    run: Callable[[Path], None]
-
-
-PREPARED: Mapping[str, Step] = {
-    "shapes": Step("shapes", write_shapes),
-    "ade20k": Step("ade20k", converters.ade20k),
-    "cityscapes": Step("cityscapes", converters.cityscapes),
-    "coco": Step("coco", converters.coco_semantic),
-    "refer": Step("refer", refer),
-    "vgd": Step("coco", vgd),
+PREPARED: Mapping[str, tuple[str, Callable[[Path], None]]] = {  # name -> folder below the data folder, what is run
+    "shapes": ("shapes", write_shapes),
+    "ade20k": ("ade20k", converters.ade20k),
+    "cityscapes": ("cityscapes", converters.cityscapes),
+    "coco": ("coco", converters.coco_semantic),
+    "refer": ("refer", refer),
+    "vgd": ("coco", vgd),
 }

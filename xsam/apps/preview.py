@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,13 @@ from ..data.collate import collate
 from ..data.masks import unpack
 from ..data.mixture import key
 from ..data.prompt import PLACEHOLDERS, Processor
-from ..structures import IGNORE_INDEX, BadSample, Batch, Encoded, Sample, SegmentMap, UserError
+from ..structures import IGNORE_INDEX, BadSample, Encoded, Sample, SegmentMap, UserError
 from ..tasks.base import Task
 from .sources import Row, read
 from .visualize import SIDE, Color, color, draw_segments
 
 GROUP = 4  # samples that are collated together, as a mixture's contrast group is
 GREY: Color = (205, 205, 205)  # of a phrase without a mask
-PLACEHOLDER_TEXT = {number: text for text, number in PLACEHOLDERS.items()}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }}
 article {{ border-top: 1px solid #bbb; padding: 1em 0 }} h3, p {{ margin: .3em 0 }}
@@ -43,10 +42,8 @@ masks, or grey if it has none. Dots are where the feature of a region is taken.<
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A sample, its arrays, and where its visual prompts ended up in a batch."""
+    """A sample, and where its visual prompts ended up in a batch."""
 
-    row: str
-    sample: Sample
     encoded: Encoded
     prompts: tuple[tuple[np.ndarray, int], ...]  # per `<region>`: points (x, y) in the frame, image of the batch
     images: tuple[tuple[str, np.ndarray], ...]  # path and frame uint8[h, w, 3] of the images of the batch
@@ -63,24 +60,24 @@ def preview(target: str, out: Path, overrides: Sequence[str] = (), *, images: st
     rows: dict[str, Row] = {}
     for row in found.rows:
         rows.setdefault(json.dumps(row.node["data"], sort_keys=True), row)
-    tasks: list[tuple[Row, Task]] = []
+    tasks: list[tuple[str, Task]] = []
     problems = []
     for row in rows.values():
         try:
-            tasks.append((row, row.build(train=True)))
+            tasks.append((row.name, row.build(train=True)))
         except UserError as error:
             problems.append(f"{row.name}: {error}")
     if not tasks:
-        raise UserError((problems or [f"{target}: has no rows"])[0])
+        raise UserError(problems[0])
     processor: Processor = configs.build(found.processor)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<p class=bad>{escape(problem)}</p>" for problem in problems]
-    for number, (row, task) in enumerate(tasks):
-        rng = np.random.default_rng(key("preview", row.name))
+    for number, (name, task) in enumerate(tasks):
+        rng = np.random.default_rng(key("preview", name))
         chosen = np.sort(rng.permutation(len(task))[:samples]).tolist()
-        body.append(f"<h2>{escape(row.name)}</h2><p class=small>{len(task):,} samples</p>")
-        for start in tqdm(range(0, len(chosen), GROUP), desc=row.name, delay=2, leave=False):
-            for place, card in enumerate(_group(row, task, chosen[start : start + GROUP], processor)):
+        body.append(f"<h2>{escape(name)}</h2><p class=small>{len(task):,} samples</p>")
+        for start in tqdm(range(0, len(chosen), GROUP), desc=name, delay=2, leave=False):
+            for place, card in enumerate(_group(name, task, chosen[start : start + GROUP], processor)):
                 stem = f"{number:02}-{start + place:04}"
                 body.append(card if isinstance(card, str) else _card(card, processor, out, stem))
     page = out / "index.html"
@@ -88,99 +85,75 @@ def preview(target: str, out: Path, overrides: Sequence[str] = (), *, images: st
     return page
 
 
-def _group(row: Row, task: Task, indices: Sequence[int], processor: Processor) -> Iterator[Seen | str]:
+def _group(name: str, task: Task, indices: Sequence[int], processor: Processor) -> Iterator[Seen | str]:
     """The samples as one contrast group, after a note for each that is refused."""
     samples: list[Sample] = []
     encoded: list[Encoded] = []
     for index in indices:
-        seed = key("preview", row.name, index)
+        seed = key("preview", name, index)
         try:
             sample = task.sample(index, np.random.default_rng(seed))
             encoded.append(processor(sample, seed, shorten=True))
             samples.append(sample)
         except BadSample as bad:
-            yield f"<article class=bad>{escape(row.name)}, sample {index} is refused: {escape(str(bad))}</article>"
+            yield f"<article class=bad>{escape(name)}, sample {index} is refused: {escape(str(bad))}</article>"
     if not samples:
         return
     batch = collate(encoded, GROUP)
     paths = [sample.image for sample in samples if sample.image]
-    paths += [name for sample in samples for name in dict.fromkeys(region.image for region in sample.regions) if name]
-    images = tuple((path, _frame(batch, number)) for number, path in enumerate(paths))
-    first = 0
-    for number, (sample, arrays) in enumerate(zip(samples, encoded, strict=True)):
-        last = first + int((arrays.input_ids == PLACEHOLDERS["<region>"]).sum())
-        points, places = batch.region_points[first:last].numpy(), batch.region_image[first:last].tolist()
-        prompts = tuple(zip(points, places, strict=True))
-        yield Seen(row.name, sample, arrays, prompts, images, int(batch.image_index[number]))
-        first = last
-
-
-def _frame(batch: Batch, image: int) -> np.ndarray:
-    height, width = batch.seg_sizes[image].tolist()
-    return batch.seg_pixel_values[image, :, :height, :width].permute(1, 2, 0).numpy()
+    paths += [path for sample in samples for path in dict.fromkeys(region.image for region in sample.regions) if path]
+    sizes = batch.seg_sizes.tolist()
+    frames = [p[:, :h, :w].permute(1, 2, 0).numpy() for p, (h, w) in zip(batch.seg_pixel_values, sizes, strict=True)]
+    images = tuple(zip(paths, frames, strict=True))
+    regions = zip(batch.region_points.numpy(), batch.region_image.tolist(), strict=True)
+    for arrays, own in zip(encoded, batch.image_index.tolist(), strict=True):
+        prompts = tuple(islice(regions, int((arrays.input_ids == PLACEHOLDERS["<region>"]).sum())))
+        yield Seen(arrays, prompts, images, own)
 
 
 def _card(seen: Seen, processor: Processor, out: Path, stem: str) -> str:
     """The HTML of a sample; its pictures are written beside the page."""
-    labels = sorted(set(seen.encoded.target_labels.tolist()))
+    encoded = seen.encoded
+    labels = sorted(set(encoded.target_labels.tolist()))
     colors = {label: color(rank) for rank, label in enumerate(labels)}
-    names = _phrases(seen.encoded, processor)
-    figures = []
-    if seen.own >= 0:
-        path, frame = seen.images[seen.own]
-        picture = _draw(seen, frame, {label: names.get(label, f"class {label}") for label in labels})
-        _dots(picture, seen, seen.own, colors)
-        picture.save(out / f"{stem}.png")
-        figures.append(_figure(f"{stem}.png", path))
-    for image in sorted({image for points, image in seen.prompts if image != seen.own}):
+    pieces = list(_pieces(encoded, processor))
+    names = _phrases(pieces)
+    masks = _masks(encoded, labels)
+    segments = [(mask, names.get(label, f"class {label}"), 1.0) for mask, label in zip(masks, labels, strict=True)]
+    figures = ""
+    others = sorted({image for _, image in seen.prompts} - {seen.own})
+    for image in [seen.own, *others] if seen.own >= 0 else others:
         path, frame = seen.images[image]
-        picture = draw_segments(frame, [])
+        own = image == seen.own
+        picture = draw_segments(frame, segments if own else [])
         _dots(picture, seen, image, colors)
         picture.save(out / f"{stem}-{image}.png")
-        figures.append(_figure(f"{stem}-{image}.png", f"regions that are drawn on {path}"))
-    nowhere = [number for number, (points, _) in enumerate(seen.prompts) if points.max(initial=0) < 0]
-    facts = [f"{len(seen.encoded.input_ids):,} text tokens", f"{len(seen.encoded.target_labels)} masks"]
-    facts += (
-        [f"image {seen.encoded.image_size}, in the frame {seen.encoded.seg_size}"] if seen.own >= 0 else ["no image"]
-    )
-    facts += [f"regions {nowhere} are nowhere: the group shows nothing that fits"] if nowhere else []
-    text = _text(seen.encoded, processor, colors) if len(seen.encoded.input_ids) else "no text: a closed set of classes"
+        caption = escape(path if own else f"regions that are drawn on {path}")
+        figures += f'<figure><img src="{stem}-{image}.png" alt=""><figcaption>{caption}</figcaption></figure>'
+    facts = [f"{len(encoded.input_ids):,} text tokens", f"{len(encoded.target_labels)} masks"]
+    facts.append(f"image {encoded.image_size}, in the frame {encoded.seg_size}" if seen.own >= 0 else "no image")
+    if nowhere := [number for number, (points, _) in enumerate(seen.prompts) if points.max(initial=0) < 0]:
+        facts.append(f"regions {nowhere} are nowhere: the group shows nothing that fits")
+    text = _text(pieces, colors) or "no text: a closed set of classes"
     return (
-        f"<article><h3>{escape(seen.sample.id)}</h3>{''.join(figures)}<p class=text>{text}</p>"
+        f"<article><h3>{escape(encoded.id)}</h3>{figures}<p class=text>{text}</p>"
         f"<p class=small>{escape('; '.join(facts))}</p></article>"
     )
 
 
-def _figure(file: str, caption: str) -> str:
-    return f'<figure><img src="{file}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _draw(seen: Seen, frame: np.ndarray, names: dict[int, str]) -> Image.Image:
-    """The frame with its masks, those of one phrase in one colour, with a gap of a pixel where two of them touch.
-
-    Args:
-        frame: uint8[h, w, 3].
-        names: by label.
-    """
-    height, width = frame.shape[:2]
-    labels = seen.encoded.target_labels
-    masks = unpack(SegmentMap(seen.encoded.target_ids[:, :height, :width], len(labels)))
-    return draw_segments(frame, [(_together(masks[labels == label]), name, 1.0) for label, name in names.items()])
-
-
-def _together(masks: np.ndarray) -> np.ndarray:
-    """bool[n, h, w] -> bool[h, w]."""
-    if len(masks) == 1:
-        return masks[0]
-    near = np.sum([ndimage.binary_dilation(mask) for mask in masks], axis=0, dtype=np.int16)
-    return masks.any(0) & (near == 1)
+def _masks(encoded: Encoded, labels: Sequence[int]) -> Iterator[np.ndarray]:
+    """bool[h, w] for each label: its masks, with a gap of a pixel where two of them touch."""
+    height, width = encoded.seg_size
+    masks = unpack(SegmentMap(encoded.target_ids[:, :height, :width], len(encoded.target_labels)))
+    for label in labels:
+        own = masks[encoded.target_labels == label]
+        yield own.any(0) & (np.sum([ndimage.binary_dilation(mask) for mask in own], axis=0) == 1)
 
 
 def _dots(picture: Image.Image, seen: Seen, image: int, colors: dict[int, Color]) -> None:
     """The points of the visual prompts on an image, in the colours of their phrases, with the number of the region."""
     draw = ImageDraw.Draw(picture)
-    frame = seen.images[image][1]
-    scale = picture.width / frame.shape[1]
+    scale = picture.width / seen.images[image][1].shape[1]
     side = seen.encoded.seg_pixel_values.shape[-1] * scale
     radius = max(1.5, max(picture.size) / SIDE)
     spans = seen.encoded.span_ids[seen.encoded.input_ids == PLACEHOLDERS["<region>"]].tolist()
@@ -196,26 +169,23 @@ def _dots(picture: Image.Image, seen: Seen, image: int, colors: dict[int, Color]
 
 def _pieces(encoded: Encoded, processor: Processor) -> Iterator[tuple[str, bool]]:
     """The text of the tokens and whether it is supervised, in runs."""
+    texts = {number: text for text, number in PLACEHOLDERS.items()}
     tokens = zip(encoded.input_ids.tolist(), (encoded.labels != IGNORE_INDEX).tolist(), strict=True)
-    for (placeholder, said), run in groupby(tokens, lambda token: (PLACEHOLDER_TEXT.get(token[0], ""), token[1])):
+    for (placeholder, said), run in groupby(tokens, lambda token: (texts.get(token[0], ""), token[1])):
         ids = [token for token, _ in run]
         assert processor.tokenizer is not None
         yield placeholder * len(ids) or processor.tokenizer.decode(ids), said
 
 
-def _phrases(encoded: Encoded, processor: Processor) -> dict[int, str]:
+def _phrases(pieces: Sequence[tuple[str, bool]]) -> dict[int, str]:
     """The words of every `<p>..</p>`, or the number of its region, by number."""
     regions = count()
-    pieces = (piece for piece, _ in _pieces(encoded, processor))
-    text = "".join(f"region {next(regions)}" if piece == "<region>" else piece for piece in pieces)
-    return {number: found[1].strip() for number, found in enumerate(re.finditer("<p>(.*?)</p>", text, re.DOTALL))}
+    text = "".join(f"region {next(regions)}" if piece == "<region>" else piece for piece, _ in pieces)
+    return {number: words.strip() for number, words in enumerate(re.findall("<p>(.*?)</p>", text, re.DOTALL))}
 
 
-def _text(encoded: Encoded, processor: Processor, colors: dict[int, Color]) -> str:
+def _text(pieces: Sequence[tuple[str, bool]], colors: dict[int, Color]) -> str:
     """The text as HTML: phrases and `<SEG>` numbered and coloured, what is supervised shaded."""
-    text = ""
-    for piece, said in _pieces(encoded, processor):
-        text += f"<span class=said>{escape(piece)}</span>" if said else escape(piece)
     phrases, segs, regions = count(), count(), count()
 
     def phrase(found: re.Match[str]) -> str:
@@ -223,6 +193,7 @@ def _text(encoded: Encoded, processor: Processor, colors: dict[int, Color]) -> s
         red, green, blue = colors.get(number, GREY)
         return f'<mark style="background: rgba({red}, {green}, {blue}, .55)"><sup>{number}</sup>{found[1]}</mark>'
 
+    text = "".join(f"<span class=said>{escape(piece)}</span>" if said else escape(piece) for piece, said in pieces)
     text = re.sub("&lt;p&gt;(.*?)&lt;/p&gt;", phrase, text, flags=re.DOTALL)
     text = re.sub("&lt;region&gt;", lambda found: f"{found[0]}<sub>{next(regions)}</sub>", text)
     return re.sub("&lt;SEG&gt;", lambda found: f"<b>{found[0]}</b><sub>{next(segs)}</sub>", text)

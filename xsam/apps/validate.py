@@ -3,22 +3,19 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ..data.catalog import Dataset, data_root
+from ..data.catalog import fits
 from ..data.images import image_size, read_image
 from ..data.masks import decode_rle
-from ..data.mixture import _kind, key
+from ..data.mixture import key, kind
 from ..structures import BadSample, Sample, UserError
-from ..tasks.base import Task
 from .sources import Row, read
 
 MANY = 20_000  # records; of more, `SOME` are taken unless the user says otherwise
 SOME = 2_000
-TITLES = ("row", "records", "published", "taken", "findings")
 SAID = re.compile(r"; ((?:check|fetch|replace|give|delete|remove|put) .*)$")  # a reason that brings its remedy
 MISSING = "No such file"
 REMEDIES = (  # else: what a reason says, and what to do about it; the first that fits counts
@@ -40,7 +37,7 @@ class Finding:
 
     first: str
     remedy: str
-    count: int = 1
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -52,14 +49,12 @@ class Report:
     taken: int = 0
     findings: dict[str, Finding] = field(default_factory=dict)
 
-    def add(self, kind: str, text: str, remedy: str = "") -> None:
+    def add(self, what: str, text: str, remedy: str = "") -> None:
         """Count a problem. The remedy is found by its text where none is given."""
-        if kind in self.findings:
-            self.findings[kind].count += 1
-            return
-        said = None if MISSING in text else SAID.search(text)
-        found = next(advice for pattern, advice in REMEDIES if re.search(pattern, kind))
-        self.findings[kind] = Finding(text, remedy or (said[1] if said else found))
+        if not remedy:
+            said = None if MISSING in text else SAID.search(text)
+            remedy = said[1] if said else next(advice for pattern, advice in REMEDIES if re.search(pattern, what))
+        self.findings.setdefault(what, Finding(text, remedy)).count += 1
 
 
 def validate(
@@ -67,37 +62,34 @@ def validate(
 ) -> int:
     """Look at all rows of `target` (see `sources.read`), print a table and the findings; 1 if there are any, else 0.
 
-    Args:
-        limit: most records of a row, evenly spread; 0 = all. Default: all, or `SOME` of more than `MANY`.
-        full: decode every image, not only its header.
-
-    Raises:
-        UserError: nothing could be looked at.
+    `limit` is how many records of a row are taken, evenly spread; 0 = all; default: all, or `SOME` of more than `MANY`.
+    `full` decodes every image, not only its header. Raises UserError where nothing could be looked at.
     """
     found = read(target, overrides, images)
-    reports = [check(row, limit, full) for row in found.rows]
+    source = ""
     if found.dataset:
-        reports.append(_check_files(found.dataset))
+        made = f"then run `xsam data prepare {found.dataset.prepare}`; " if found.dataset.prepare else ""
+        source = f"get it from {found.dataset.get}; {made}see docs/datasets.md"
+    reports = [check(row, limit, full, source) for row in found.rows]
     if not any(report.taken for report in reports):
-        first = next(
-            (finding.first for report in reports for finding in report.findings.values()), f"{target}: no records"
-        )
-        raise UserError(first + (f"; {_remedy(found.dataset)}" if found.dataset else ""))
+        findings = [finding for report in reports for finding in report.findings.values()]
+        first = findings[0].first if findings else f"{target}: no records"
+        raise UserError(f"{first}; {source}" if source else first)
     print(table(reports))
     return int(any(report.findings for report in reports))
 
 
-def check(row: Row, limit: int | None = None, full: bool = False) -> Report:
-    """Take the samples of a row."""
+def check(row: Row, limit: int | None = None, full: bool = False, source: str = "") -> Report:
+    """Take the samples of a row; `source` says how to get the files."""
     report = Report(row)
     changes = {"max_turns": 10**6} if row.node["type"].endswith(".ReferringSegmentation") else {}  # every expression
     try:
         task = row.build(**changes)
     except UserError as error:
-        report.add("cannot be read", str(error))
+        report.add("cannot be read", str(error), source)
         return report
     report.records = len(task)
-    if row.published.number and not row.published.fits(len(task)):
+    if not fits(row.published, len(task)):
         text = f"{row.name}: {len(task):,} records, published are {row.published}"
         report.add("another number of records", text, "check that the file is the right one, fetch it anew")
     names: set[str] = set()
@@ -107,10 +99,11 @@ def check(row: Row, limit: int | None = None, full: bool = False) -> Report:
         names.add(name)
     chosen = spread(len(task), limit)
     for index in tqdm(chosen, desc=row.name, delay=2, leave=False):
+        seed = key("validate", row.name, index) if row.node.get("train") else key("evaluate", task.id(index))
         try:
-            check_sample(_take(task, index, row), full)
+            check_sample(task.sample(index, np.random.default_rng(seed)), full)
         except BadSample as bad:
-            report.add(_kind(f"{row.name}: {bad}")[1], str(bad))
+            report.add(kind(f"{row.name}: {bad}")[1], str(bad))
     report.taken = len(chosen)
     return report
 
@@ -119,13 +112,7 @@ def spread(records: int, limit: int | None) -> list[int]:
     """Numbers of at most `limit` records, evenly spread from the first to the last."""
     if limit is None:
         limit = SOME if records > MANY else 0
-    count = min(records, limit) if limit else records
-    return np.linspace(0, records - 1, count).round().astype(int).tolist()
-
-
-def _take(task: Task, index: int, row: Row) -> Sample:
-    seed = key("validate", row.name, index) if row.node.get("train") else key("evaluate", task.id(index))
-    return task.sample(index, np.random.default_rng(seed))
+    return np.linspace(0, records - 1, min(records, limit or records)).round().astype(int).tolist()
 
 
 def check_sample(sample: Sample, full: bool) -> None:
@@ -147,35 +134,15 @@ def check_sample(sample: Sample, full: bool) -> None:
             raise BadSample(f"{sample.id}: region {number} is empty")
 
 
-def _check_files(dataset: Dataset) -> Report:
-    report = Report(Row("files", {}), len(dataset.files))
-    for file in dataset.files:
-        path = Path(data_root(), file)
-        if not path.exists():
-            report.add(f"{path} is missing", f"{path} is missing", _remedy(dataset))
-    return report
-
-
-def _remedy(dataset: Dataset) -> str:
-    made = f"then run `xsam data prepare {dataset.prepare}`; " if dataset.prepare else ""
-    return f"get it from {dataset.get}; {made}see docs/datasets.md"
-
-
 def table(reports: Sequence[Report]) -> str:
     """The reports as text: a line for each row, then what was found."""
-    rows = [TITLES]
+    width = max(len(report.row.name) for report in reports)
+    rows, notes = [f"{'row':{width}}   records  published         taken  findings"], []
     for report in reports:
-        published = str(report.row.published) if report.row.published.number else "-"
+        name, published = report.row.name, report.row.published.replace("?", "-")
         taken = f"{report.taken:,}" + (" spread" if 0 < report.taken < report.records else "")
         count = sum(finding.count for finding in report.findings.values())
-        rows.append((report.row.name, f"{report.records:,}", published, taken, f"{count:,}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    for report in reports:
-        for kind, finding in report.findings.items():
-            lines += ["", f"{finding.count:,} x {report.row.name}: {kind}", f"    first:  {finding.first}"]
-            lines += [f"    remedy: {finding.remedy}"]
-    return "\n".join(lines if len(lines) > len(rows) else [*lines, "", "no findings"])
+        rows.append(f"{name:{width}}{report.records:>10,}{published:>11}{taken:>14}{count:>10,}")
+        for what, found in report.findings.items():
+            notes.append(f"\n{found.count:,} x {name}: {what}\n    first:  {found.first}\n    remedy: {found.remedy}")
+    return "\n".join(rows + (notes or ["\nno findings"]))

@@ -4,7 +4,9 @@ import colorsys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL.ImageFont import FreeTypeFont as Font
+from PIL.ImageFont import load_default
 
 SIDE = 640  # a picture whose longer side is smaller is enlarged towards this, so that names can be read
 OPACITY = 0.40  # of the fill of a mask
@@ -15,17 +17,17 @@ Color = tuple[int, int, int]
 def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]]) -> Image.Image:
     """The image uint8[H, W, 3] with its segments (mask bool[H, W], label, score) drawn over it.
 
-    Segment i always has the colour `color(i)`; large masks lie below small ones. A name stands inside its
-    mask, beside it if the mask is too small, and on no other name as far as there is room. A score of 1, as
-    of ground truth, is not written. A small image is enlarged by a whole number.
+    Segment i has the colour `color(i)`; large masks lie below small ones. A name stands inside its mask, beside it if
+    the mask is too small, and on no other name as far as there is room. A score of 1, as of ground truth, is not
+    written. A small image is enlarged by a whole number.
     """
     height, width = image.shape[:2]
     scale = max(1, round(SIDE / max(height, width)))
     size = width * scale, height * scale
     picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    masks = [_soft(mask, size) for mask, _, _ in segments]
     areas = [mask.sum() for mask, _, _ in segments]
-    order = sorted((number for number, area in enumerate(areas) if area), key=lambda number: -areas[number])
+    order = sorted(np.flatnonzero(areas).tolist(), key=lambda number: -areas[number])
+    masks = {number: _soft(segments[number][0], size) for number in order}
     line = 2 * round(max(size) / 320) + 1
     for number in order:
         _fill(picture, masks[number], color(number), line)
@@ -34,8 +36,7 @@ def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, f
     taken = np.zeros((size[1], size[0]), bool)
     for number in order:
         _, label, score = segments[number]
-        text = " ".join(filter(None, (label, f"{score:.2f}" if score != 1 else "")))
-        if text:
+        if text := (label if score == 1 else f"{label} {score:.2f}".strip()):
             _write_name(picture, np.asarray(masks[number]) > 0, text, color(number), font, taken)
     return picture
 
@@ -63,15 +64,14 @@ def color(number: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _font(side: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(max(12, round(side / 48)))  # Pillow's own: the same picture on every machine
+def _font(side: int) -> Font:
+    return load_default(max(12, round(side / 48)))  # Pillow's own: the same picture on every machine
 
 
 def _soft(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A mask as L image of `size`, edges smooth instead of in steps."""
     enlarged = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)
-    radius = 0.45 * size[0] / mask.shape[1]
-    smooth = enlarged.filter(ImageFilter.GaussianBlur(radius))
+    smooth = enlarged.filter(ImageFilter.GaussianBlur(0.45 * size[0] / mask.shape[1]))
     hard = smooth.point(lambda value: 255 * (value > 110))  # below one half: a mask of one pixel survives
     return hard.filter(ImageFilter.GaussianBlur(0.6))
 
@@ -79,19 +79,11 @@ def _soft(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
 def _fill(picture: Image.Image, mask: Image.Image, ink: Color, line: int) -> None:
     """Colour the inside lightly and draw a line along the inner edge, with a thin white one around it."""
     picture.paste(ink, mask=mask.point(lambda value: round(OPACITY * value)))
-    rim = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(3)), mask)
-    picture.paste((255, 255, 255), mask=rim)
+    picture.paste((255, 255, 255), mask=ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(3)), mask))
     picture.paste(ink, mask=ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(line))))
 
 
-def _write_name(
-    picture: Image.Image,
-    mask: np.ndarray,
-    text: str,
-    ink: Color,
-    font: ImageFont.FreeTypeFont,
-    taken: np.ndarray,
-) -> None:
+def _write_name(picture: Image.Image, mask: np.ndarray, text: str, ink: Color, font: Font, taken: np.ndarray) -> None:
     """Write a name in a box of the mask's colour at the best place, and note the place in `taken`."""
     draw = ImageDraw.Draw(picture)
     gap, pad = font.size // 4, font.size // 3
@@ -106,8 +98,9 @@ def _write_name(
 
 
 def _place(mask: np.ndarray, taken: np.ndarray, width: int, height: int) -> tuple[int, int]:
-    """Corner (x, y) of a box inside the picture: in the mask and near its middle, or, if the box would hide
-    the mask, near it but not on it; above all not where another name stands.
+    """Corner (x, y) of a box in the mask and near its middle, or near it but not on it where the box would hide it.
+
+    Above all it is not where another name stands.
     """
     area = width * height
     inside = 1.0 if mask.sum() > 2 * area else -1.0
@@ -126,7 +119,7 @@ def _box_sums(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     return sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+def _wrap(text: str, font: Font, room: int) -> list[str]:
     """Lines of at most `room` pixels, broken between words; a single longer word stays whole."""
     lines: list[str] = []
     for word in text.split():

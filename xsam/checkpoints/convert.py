@@ -23,9 +23,9 @@ from ..data.prompt import load_tokenizer
 from ..models import lora
 from ..structures import UserError
 from .hub import publish
-from .loading import EMBEDDING, build_model, read_tensors
+from .loading import EMBEDDING, build_model, our_names, read_tensors
 from .pretrained import fetch
-from .released import PARTS, canonical, is_official, to_official, translate
+from .released import PARTS, canonical, is_official, to_official
 
 UNUSED = "unused.safetensors"  # official tensors that no module of ours has, beside the weights
 SHARD = "5GB"  # largest weight file of a folder, as the Hugging Face hub likes it
@@ -95,11 +95,9 @@ def _read(source: Path) -> tuple[Tensors, Tensors]:
     """The tensors of our modules under our names, and the rest under official ones; each with memory of its own."""
     found = read_tensors(source)
     if is_official(found):
-        names = translate(found)
+        names = our_names(source, found)
         tensors = {ours: found[name] for name, ours in names.items() if ours is not None}
         unused = {canonical(name): found[name] for name, ours in names.items() if ours is None}
-        if len(tensors) + len(unused) < len(found):
-            raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
     else:
         tensors = found
         unused = read_tensors(source / UNUSED) if (source / UNUSED).is_file() else {}
@@ -122,7 +120,7 @@ def _apart(tensors: Tensors) -> Tensors:
 
 def _stage(tensors: Tensors) -> int:
     """The stage whose file has these parts."""
-    if any(name.startswith("classifier.predictor.") for name in tensors):
+    if "classifier.predictor.weight" in tensors:
         return 1
     return 3 if any(name.startswith("mask_decoder.") for name in tensors) else 2
 
@@ -145,13 +143,10 @@ def _stored_config(source: Path) -> Path | None:
 
 
 def _tokenizer(name: str, tensors: Tensors) -> Any:
-    rows = len(tensors[EMBEDDING]) if EMBEDDING in tensors else 0
-    tokenizer = load_tokenizer(name)
+    rows, tokenizer = len(tensors.get(EMBEDDING, ())), load_tokenizer(name)
     if len(tokenizer) != rows:
-        raise UserError(
-            f"tokenizer {name} has {len(tokenizer)} tokens with X-SAM's three, the weights have {rows} rows; "
-            "give the tokenizer that they were trained with"
-        )
+        has = f"{len(tokenizer)} tokens with X-SAM's three, the weights have {rows} rows"
+        raise UserError(f"tokenizer {name} has {has}; give the tokenizer that they were trained with")
     return tokenizer
 
 

@@ -67,11 +67,11 @@ def card(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         sizes[part] += tensor.numel()
         precisions.setdefault(part, set()).add(str(tensor.dtype).removeprefix("torch."))
     rows = [f"| `{part}` | {size:,} | {', '.join(sorted(precisions[part]))} |" for part, size in sizes.items()]
-    processor = config.get("processor", {})
-    inputs = f"The segmentation encoder sees {processor.get('seg_size')} x {processor.get('seg_size')} pixels"
+    seg, vision = (f"{side} x {side}" for side in map(config.get("processor", {}).get, ("seg_size", "vision_size")))
+    inputs = f"The segmentation encoder sees {seg} pixels"
     example = 'result = model.segment("photo.jpg", things=["car"], stuff=["road"])'
     if "llm" in sizes:
-        inputs += f", the vision encoder {processor.get('vision_size')} x {processor.get('vision_size')}"
+        inputs += f", the vision encoder {vision}"
         example = 'result = model.refer("photo.jpg", "the car on the left")'
     total = f"| all | {sum(sizes.values()):,} | |"
     return CARD.format(parts="\n".join([*rows, total]), inputs=inputs + ".", example=example)

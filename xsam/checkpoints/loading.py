@@ -9,7 +9,7 @@ import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -25,18 +25,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from .. import config as configs
 from ..compat import prepare_deepspeed
-from ..models.encoders import SamEncoder, SiglipEncoder, TimmEncoder, resize_grid, resize_positions
+from ..models.encoders import SamEncoder, TimmEncoder, resize_grid, resize_positions
 from ..models.lora import Lora, inject
 from ..structures import UserError
 from .pretrained import TIMM, base_names, fetch, timm_architecture
-from .released import PARTS, is_official, translate
+from .released import PARTS, canonical, is_official, translate
 
-FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+FOLDER_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
+Tensors = Mapping[str, Tensor]
+
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 # What DeepSpeed's files may hold beside tensors and plain values: classes that do nothing when they are made.
@@ -58,10 +55,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
-        if not found:
-            return _plain_names(_read_state(path))
-        path = found[0]
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+    if path.is_dir():
+        return _plain_names(_read_state(path))
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a weight file or a folder that holds one")
     if path.name.endswith(".index.json"):
@@ -79,16 +75,18 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     tensors = read_tensors(path)
     if architecture := timm_architecture(path):
         return {f"{TIMM}{architecture}.{name}": tensor for name, tensor in tensors.items()}
-    official = base_names(tensors)
-    if not official and not is_official(tensors):
+    if base := base_names(tensors):
+        tensors = {official: tensors[name] for name, official in base.items()}
+    elif not is_official(tensors):
         return tensors
-    official = official or {name: name for name in tensors}
-    ours = translate([name for name in official.values() if name is not None])
-    names = {name: ours[known] for name, known in official.items() if known is not None}
-    weights = {new: tensors[name] for name, new in names.items() if new is not None}
-    if len(weights) < sum(new is not None for new in names.values()):
+    return {ours: tensors[name] for name, ours in our_names(source, tensors).items() if ours}
+
+
+def our_names(source: str | Path, names: Collection[str]) -> dict[str, str | None]:
+    """`released.translate`; raises UserError if both official branches name the same tensor."""
+    if len(set(map(canonical, names))) < len(names):
         raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
-    return weights
+    return translate(names)
 
 
 def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,10 +134,8 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     if (folder / "latest").is_file():
         folder = folder / (folder / "latest").read_text().strip()
     if not any(folder.glob("*_model_states.pt")):
-        known = ", ".join(FOLDER_FILES)
-        raise UserError(
-            f"{folder}: no weights in this folder; expected one of {known}, or DeepSpeed's *_model_states.pt"
-        )
+        known = ", ".join((*FOLDER_FILES, "DeepSpeed's *_model_states.pt"))
+        raise UserError(f"{folder}: no weights in this folder; expected one of {known}")
     whole = folder / "mp_rank_00_model_states.pt"
     tensors = _read_pickle(whole) if whole.is_file() else {}
     if tensors and not any(folder.glob("*_optim_states.pt")):
@@ -201,21 +197,15 @@ class LoadReport:
 
 
 def load_model(
-    model: dict[str, Any],
-    sources: Sequence[str | Path],
-    new: Sequence[str] = (),
-    *,
-    dtype: torch.dtype | None = None,
-    vocabulary: int = 0,
-    adapters: Lora | None = None,
-) -> tuple[nn.Module, LoadReport]:
+    model: dict[str, Any], sources: Sequence[str | Path], new: Sequence[str] = (), *,
+    dtype: torch.dtype | None = None, vocabulary: int = 0, adapters: Lora | None = None,
+) -> tuple[nn.Module, LoadReport]:  # fmt: skip
     """Build the model of a config and fill it from checkpoints, without holding a weight twice.
 
     Args:
         model: `config["model"]`. Its `llm.vocab_size` becomes what the sources hold, in place.
         sources: paths or hub names for `read_weights`; later ones override earlier ones.
-        new: as in `load_weights`.
-        dtype: as in `load_weights`.
+        new, dtype: as in `load_weights`.
         vocabulary: length of the tokenizer, 0 = none is needed. The base weights of a language model are cut or
             extended to it; X-SAM's own must have it.
         adapters: what a run with LoRA has beside its base weights.
@@ -225,24 +215,23 @@ def load_model(
     """
     weights = {str(source): read_weights(source) for source in sources}
     holders = [name for name, tensors in weights.items() if EMBEDDING in tensors and not _asked(EMBEDDING, new)]
-    llm, rows, note = model.get("llm", {}), 0, ""
+    llm, rows, notes = model.get("llm", {}), 0, []
     if llm and holders:
-        rows = len(weights[holders[-1]][EMBEDDING])
-        if _is_language_model(weights[holders[-1]]):
-            rows = vocabulary or llm["vocab_size"]
+        base = _is_language_model(weights[holders[-1]])
+        rows = (vocabulary or llm["vocab_size"]) if base else len(weights[holders[-1]][EMBEDDING])
         if llm["vocab_size"] != rows:
-            note = f"model.llm.vocab_size: {rows} instead of {llm['vocab_size']}, for {holders[-1]}"
+            notes.append(f"model.llm.vocab_size: {rows} instead of {llm['vocab_size']}, for {holders[-1]}")
             llm["vocab_size"] = rows
     built = build_model(model, new)
     if adapters:
         inject(built, adapters)
     report = load_weights(built, weights, new, dtype)
+    report.notes = notes
     if rows and vocabulary and rows != vocabulary:
         raise UserError(
             f"{holders[-1]}: has {rows} token embeddings, the tokenizer {vocabulary} tokens with X-SAM's three; "
             "give the tokenizer that it was trained with as processor.tokenizer"
         )
-    report.notes += [note] if note else []
     return built, report
 
 
@@ -262,10 +251,7 @@ def build_model(model: dict[str, Any], new: Sequence[str]) -> nn.Module:
 
 
 def load_weights(
-    model: nn.Module,
-    sources: Mapping[str, Mapping[str, Tensor]],
-    new: Sequence[str] = (),
-    dtype: torch.dtype | None = None,
+    model: nn.Module, sources: Mapping[str, Tensors], new: Sequence[str] = (), dtype: torch.dtype | None = None
 ) -> LoadReport:
     """Make the tensors of checkpoints those of a model; later sources override earlier.
 
@@ -286,44 +272,39 @@ def load_weights(
     state = model.state_dict(keep_vars=True)
     report = LoadReport(total=Counter(map(_part, state)))
     found: dict[str, Tensor] = {}
-    known, resized = set(state), set[str]()
-    problems: list[str] = []
+    known, problems = set(state), list[str]()
     for source, stored in sources.items():
-        _check_language_model(source, stored, model)
-        weights = _placed(stored, model)
-        known |= weights.keys()
-        weights, skipped = _wanted({n: t for n, t in weights.items() if not _asked(n, new)}, state)
+        _check_language_model(source, stored, model, state)
+        placed = _placed(stored, model)
+        known |= placed.keys()
+        weights, skipped = _wanted({n: t for n, t in placed.items() if not _asked(n, new)}, state)
         if skipped:
             report.skipped[source] = skipped
         fitted = _fitted(weights, model, state)
-        resized |= fitted.keys()
+        report.resized += fitted
         weights |= fitted
         problems += _misfits(source, weights, state)
         found |= {n: t for n, t in weights.items() if n in state and t.shape == state[n].shape}
     covered = {id(state[name]): name for name in found}  # tied tensors stand in a file once, or twice the same
-    problems += [
-        f"{name} and {covered[id(state[name])]} are one tensor in the model, but differ in the sources"
-        for name in found
-        if covered[id(state[name])] != name and not torch.equal(found[name], found[covered[id(state[name])]])
-    ]
+    for name, tensor in found.items():
+        twin = covered[id(state[name])]
+        if twin != name and not torch.equal(tensor, found[twin]):
+            problems.append(f"{name} and {twin} are one tensor in the model, but differ in the sources")
     missing = [name for name in state if id(state[name]) not in covered]
     report.new = [name for name in missing if _asked(name, new)]
-    report.resized = [name for name in state if name in resized]
     if left := [name for name in missing if not _asked(name, new)]:
         problems.append(f"no source has {_some(left)}")
         problems += [f"{source} {hint}" for source, weights in sources.items() if (hint := _looks_like(weights))]
-    idle = [pattern for pattern in new if not any(_asked(name, [pattern]) for name in known)]
-    problems += [f"new={pattern!r} matches nothing" for pattern in idle]
+    problems += [f"new={p!r} matches nothing" for p in new if not any(_asked(name, [p]) for name in known)]
     if problems:
-        where = ", ".join(sources) or "no weights given"
         remedy = "correct the config, or name in `new` what shall start at random"
-        raise UserError(f"{where}: {'; '.join(problems)}; {remedy}")
+        raise UserError(f"{', '.join(sources) or 'no weights given'}: {'; '.join(problems)}; {remedy}")
     _adopt(model, found, dtype or _widest(found.values()))
     report.loaded = Counter(map(_part, set(state) - set(missing)))
     return report
 
 
-def _adopt(model: nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _adopt(model: nn.Module, found: Tensors, dtype: torch.dtype) -> None:
     """Put tensors in the place of the model's, without a copy where the precision is right."""
     model.to(dtype)
     state = model.state_dict(keep_vars=True)
@@ -338,8 +319,7 @@ def _adopt(model: nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype) ->
 
 
 def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
-    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+    return reduce(torch.promote_types, {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32})
 
 
 def _part(name: str) -> str:
@@ -359,35 +339,31 @@ def _is_language_model(weights: Iterable[str]) -> bool:
     return all(name.startswith("llm.") for name in weights)
 
 
-def _check_language_model(source: str, weights: Iterable[str], model: nn.Module) -> None:
+def _check_language_model(source: str, weights: Tensors, model: nn.Module, state: Tensors) -> None:
     """Say it in one word, where every name would differ: only Phi-3 keeps queries, keys and values in one matrix."""
-    theirs = [name for name in weights if name.startswith("llm.model.layers.0.self_attn.")]
-    ours = [name for name in model.state_dict() if name.startswith("llm.model.layers.0.self_attn.")]
-    fused, wanted = (any(".qkv_proj." in name for name in names) for names in (theirs, ours))
-    if theirs and ours and fused != wanted:
+    fused, split = (f"llm.model.layers.0.self_attn.{name}_proj.weight" for name in ("qkv", "q"))
+    if (fused in weights and split in state) or (split in weights and fused in state):
         kind = cast(Any, model.get_submodule("llm")).config.model_type
-        held = "a fused Phi-3" if fused else "not fused as Phi-3 is"
+        held = "a fused Phi-3" if fused in weights else "not fused as Phi-3 is"
         raise UserError(f"{source}: its language model is {held}, the config's is {kind}; give the config of the file")
 
 
-def _looks_like(weights: Mapping[str, Tensor]) -> str:
+def _looks_like(weights: Tensors) -> str:
     """What a source seems to be that does not hold everything."""
-    parts = set(map(_part, weights))
+    parts, first = set(map(_part, weights)), next(iter(weights), "")
     if "classifier.predictor.weight" in weights:
         return "looks like stage 1: a segmentor with a closed set of classes, no language model"
     if "projector" in parts and "mask_decoder" not in parts:
-        only = parts == {"projector", "seg_projector"}
-        return f"looks like stage 2: {'only the projectors' if only else 'no mask decoder'}"
-    first = next(iter(weights), "")
+        return "looks like stage 2: projectors, no mask decoder"
     return f"is timm's {first.split('.')[1]}" if first.startswith(TIMM) else ""
 
 
-def _placed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _placed(weights: Tensors, model: nn.Module) -> dict[str, Tensor]:
     """A source of timm's under the names of the encoders of its architecture; another as it is."""
-    prefix, _, rest = next(iter(weights), "").partition(".")
-    if f"{prefix}." != TIMM:
+    first = next(iter(weights), "")
+    if not first.startswith(TIMM):
         return dict(weights)
-    architecture = rest.split(".")[0]
+    architecture = first.split(".")[1]
     own = {name.split(".", 2)[2]: tensor for name, tensor in weights.items()}
     placed = {
         f"{part}.{name}": tensor
@@ -398,7 +374,7 @@ def _placed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     return placed or dict(weights)
 
 
-def _wanted(weights: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Counter[str]]:
+def _wanted(weights: Tensors, state: Tensors) -> tuple[dict[str, Tensor], Counter[str]]:
     """The tensors without those of parts that the model lacks, and how many were left out of each part."""
     without = [TIMM, *(f"{part}." for part in PARTS if part not in map(_part, state))]
     if "classifier.background" in state:
@@ -408,45 +384,33 @@ def _wanted(weights: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[
     return kept, Counter(prefix[:-1] for prefix in without for name in left if name.startswith(prefix))
 
 
-def _fitted(weights: Mapping[str, Tensor], model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What has to have another size in this model: positions, and the vocabulary of base weights."""
-    fitted = _resize_sam(weights, model)
-    name = "vision_encoder.embeddings.position_embedding.weight"
-    siglip = isinstance(getattr(model, "vision_encoder", None), SiglipEncoder)
-    if siglip and name in weights and len(weights[name]) != len(state[name]):
-        fitted[name] = resize_grid(weights[name], len(state[name]))
+def _fitted(weights: Tensors, model: nn.Module, state: Tensors) -> dict[str, Tensor]:
+    """What has to have another size in this model: positions of SAM and SigLIP, and the vocabulary of base weights."""
+    other = {name: tensor for name, tensor in weights.items() if name in state and tensor.shape != state[name].shape}
+    fitted = {}
+    if "seg_encoder.pos_embed" in other and all(n in weights for n in state if n.startswith("seg_encoder.")):
+        resized = resize_positions(weights, cast(SamEncoder, model.get_submodule("seg_encoder")), "seg_encoder.")
+        fitted = {name: tensor for name, tensor in resized.items() if tensor is not weights[name]}
+    if (name := "vision_encoder.embeddings.position_embedding.weight") in other:
+        fitted[name] = resize_grid(other[name], len(state[name]))
     if _is_language_model(weights):
-        tables = {name: weights[name] for name in (EMBEDDING, HEAD) if name in weights and name in state}
-        fitted |= {n: _resize_rows(t, len(state[n])) for n, t in tables.items() if len(t) != len(state[n])}
+        fitted |= {name: _resize_rows(other[name], len(state[name])) for name in (EMBEDDING, HEAD) if name in other}
     return fitted
 
 
 def _resize_rows(table: Tensor, rows: int) -> Tensor:
     """The first rows of a vocabulary's table, and the mean of all for each one more."""
-    extra = rows - len(table)
-    if extra <= 0:
-        return table[:rows]
-    return torch.cat([table, table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype).expand(extra, -1)])
+    mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
+    return torch.cat([table[:rows], mean.expand(max(0, rows - len(table)), -1)])
 
 
-def _resize_sam(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """SAM's positions at the image size of the model, where they are of another."""
-    encoder, prefix = getattr(model, "seg_encoder", None), "seg_encoder."
-    if not isinstance(encoder, SamEncoder) or any(prefix + n not in weights for n in encoder.state_dict()):
-        return {}
-    if weights[f"{prefix}pos_embed"].shape[1:3] == encoder.pos_embed.shape[1:3]:
-        return {}
-    resized = resize_positions(weights, encoder, prefix)
-    return {name: tensor for name, tensor in resized.items() if tensor is not weights[name]}
-
-
-def _misfits(source: str, weights: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
-    """What of a source does not fit: one clause for unknown names, and one for every other shape."""
+def _misfits(source: str, weights: Tensors, state: Tensors) -> list[str]:
+    """What of a source does not fit: one clause for unknown names, and one for other shapes."""
     unknown = [name for name in weights if name not in state]
-    clauses = [f"the model has no {_some(unknown)} of {source}"] if unknown else []
     shapes = [
         f"{name} is {list(tensor.shape)} in {source}, {list(state[name].shape)} in the model"
         for name, tensor in weights.items()
         if name in state and tensor.shape != state[name].shape
     ]
-    return clauses + (shapes if len(shapes) < 4 else [*shapes[:3], f"{len(shapes) - 3} more differ in shape"])
+    clauses = [f"the model has no {_some(unknown)} of {source}"] if unknown else []
+    return [*clauses, _some(shapes)] if shapes else clauses

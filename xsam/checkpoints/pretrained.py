@@ -1,10 +1,10 @@
 """Base weights of the parts: SAM, SigLIP and language models as the Hugging Face hub keeps them, and timm's ViTs."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..data.coco import read_json
 from ..structures import UserError
 
 # (a tensor that gives the model away, the prefix of what we want, its official prefix in X-SAM); first match decides.
@@ -31,37 +31,30 @@ def fetch(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.jinja", "model*.safetensors", "unused.safetensors"])
-        )
+        patterns = ["*.json", "*.jinja", "model*.safetensors", "unused.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:  # all of the hub's errors are one of the two
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"checkpoint {name}: no such file or folder, and not to be had from the hub ({reason}); give a local folder"
-        ) from None
+        tried = f"no such file or folder, and not to be had from the hub ({reason})"
+        raise UserError(f"checkpoint {name}: {tried}; give a local folder") from None
     return folder
 
 
-def base_names(names: Collection[str]) -> dict[str, str | None]:
-    """Official names of the tensors of a base model, None for what X-SAM has no use for; {} if it is none."""
+def base_names(names: Collection[str]) -> dict[str, str]:
+    """Official names of the tensors of a base model that X-SAM has a use for; {} if it is none."""
     for sign, prefix, official in BASES:
         if sign in names:
             # Old Llama files hold the rotary frequencies, which every model computes itself.
-            wanted = {n for n in names if n.startswith(prefix) and not n.endswith("rotary_emb.inv_freq")}
-            return {n: official + n.removeprefix(prefix) if n in wanted else None for n in names}
+            wanted = [n for n in names if n.startswith(prefix) and not n.endswith("rotary_emb.inv_freq")]
+            return {n: official + n.removeprefix(prefix) for n in wanted}
     return {}
 
 
 def timm_architecture(folder: Path) -> str:
     """The architecture of a folder as timm publishes them, "" of another. UserError for a damaged `config.json`."""
     path = folder / "config.json"
-    if not path.is_file():
-        return ""
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy or download it again") from None
+    config = read_json(path) if path.is_file() else None
     architecture = config.get("architecture") if isinstance(config, dict) else None
     return architecture if isinstance(architecture, str) else ""

@@ -51,10 +51,7 @@ _SIGLIP_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.")
 
 
 def to_ours(name: str) -> str | None:
-    """Our name of an official tensor, None if no module of ours has it; another name comes back as it is.
-
-    SigLIP's last layer is dead too, but only its siblings tell which one that is: see `translate`.
-    """
+    """Our name of an official tensor, None if no module of ours has it (but see `translate`), another name as it is."""
     name = canonical(name)
     return None if name.startswith(DEAD) else _rename(name, TABLE)
 
@@ -72,8 +69,7 @@ def to_official(name: str) -> str:
 def translate(names: Collection[str]) -> dict[str, str | None]:
     """`to_ours` of all names of an official checkpoint, with None for SigLIP's last layer.
 
-    The layer is dead in a full tower, which its final norm gives away. Without the norm the tower was cut
-    already.
+    The layer is dead in a full tower, which its final norm gives away; without the norm the tower was cut already.
     """
     ours = {name: to_ours(name) for name in names}
     if any("vision_model.post_layernorm." in name for name in names):

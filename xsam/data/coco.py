@@ -12,13 +12,14 @@ from PIL import Image
 
 from ..structures import BadSample, SegmentMap, UserError
 from .images import image_size
-from .index import REMEDY, Index, bad_row, take
+from .index import REMEDY, Index, bad_row, take, take_text
 from .masks import from_label_map, pack, read_panoptic_png, segmentation_mask
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an image: PIL reads no larger one
 IMAGE_KEYS = ("id", "file_name", "height", "width")  # what is kept of each object in the file
 SEGMENT_KEYS = ("id", "category_id", "area", "iscrowd")
 INSTANCE_KEYS = (*SEGMENT_KEYS, "segmentation")
+STRAY = "annotation number"  # sample id of an instance without an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class _CocoFile:
 
 def _index_rows(path: str | Path, rows: Callable[[str | Path, Content], Iterator[Row]]) -> Iterator[Any]:
     content = read_coco(path, "images", "annotations", "categories")
-    categories = _categories(path, content["categories"])
+    categories = check_categories(path, content["categories"])
     found = list(rows(path, content))
     if found and not any("id" in row for _, row in found):
         raise UserError(f"{path}: none of its {len(found)} records can be used, the last: {found[-1][1]}")
@@ -179,12 +180,13 @@ def _index_rows(path: str | Path, rows: Callable[[str | Path, Content], Iterator
         yield row
 
 
-def _categories(path: str | Path, rows: list[Any]) -> list[tuple[int, str, bool]]:
+def check_categories(path: str | Path, rows: list[Any]) -> list[tuple[int, str, bool]]:
+    """Id, name, and whether it is a thing, of each row; UserError where one cannot be asked for in a prompt."""
     categories = []
     for number, row in enumerate(rows):
         what = f"{path}: category number {number}"
         try:
-            values = take(row, "id", int, what), take(row, "name", str, what), _flag(row, "isthing", 1, what)
+            values = take(row, "id", int, what), take_text(row, "name", what), _flag(row, "isthing", 1, what)
             if not clean_name(values[1]).strip():
                 raise BadSample(f"{what}: 'name' is {values[1]!r}")
         except BadSample as bad:
@@ -232,7 +234,7 @@ def _instance_rows(path: str | Path, content: Content) -> Iterator[Row]:
             yield f"image number {number}", bad_row(reason)
     for number, image_id in strays:  # objects that no sample would ever show are reported, not dropped
         reason = f"{path}: annotation number {number}: image {image_id!r} is not once among the images"
-        yield f"annotation number {number}", bad_row(reason)
+        yield f"{STRAY} {number}", bad_row(reason)
 
 
 def _images(images: list[Any]) -> dict[Any, Any]:
@@ -334,6 +336,11 @@ class CocoInstances(_CocoFile):
         if len({instance.id for instance in instances}) < len(instances):
             raise BadSample(f"{what}: an annotation id stands there twice")
         return InstanceRecord(**image, instances=tuple(instances))
+
+    @property
+    def strays(self) -> list[str]:
+        """Ids of the records that stand for an instance without an image: `of_image` cannot show it."""
+        return [id for id in self._ids.tolist() if id.startswith(STRAY)]
 
     def of_image(self, image_id: str) -> InstanceRecord:
         """The record of an image. Raises BadSample when the file does not have it."""

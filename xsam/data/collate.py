@@ -18,10 +18,9 @@ def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
         contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows;
             0 = the whole batch is one group.
     """
-    shown = [s for s in samples if s.seg_pixel_values.size]
-    image_index = np.cumsum([s.seg_pixel_values.size > 0 for s in samples]) - 1
-    image_index = np.where([s.seg_pixel_values.size > 0 for s in samples], image_index, -1)
-    images = [(s.pixel_values, s.seg_pixel_values, s.seg_size) for s in shown]
+    shown = np.array([s.seg_pixel_values.size > 0 for s in samples])
+    image_index = np.where(shown, shown.cumsum() - 1, -1)
+    images = [(s.pixel_values, s.seg_pixel_values, s.seg_size) for s in samples if s.seg_pixel_values.size]
     images += [reference for s in samples for reference in s.references]
     region_points, region_image = _regions(samples, image_index, contrast or len(samples))
     return Batch(
@@ -49,17 +48,10 @@ def uncollate(output: ModelOutput, batch: Batch, samples: Sequence[Encoded]) -> 
         if batch.items.candidates.shape[1]:  # a closed set has none
             logits = logits[:, torch.nn.functional.pad(batch.items.candidates[item] >= 0, (0, 1), value=True)]
         sample = samples[row]
-        frame = sample.seg_pixel_values.shape[-1]
-        masks = output.mask_logits(item).float()
-        split[row].append(
-            ItemOutput(
-                mask_logits=masks,
-                class_logits=logits,
-                frame=frame,
-                seg_size=sample.seg_size,
-                image_size=sample.image_size,
-            )
-        )
+        split[row].append(ItemOutput(
+            mask_logits=output.mask_logits(item).float(), class_logits=logits,
+            frame=sample.seg_pixel_values.shape[-1], seg_size=sample.seg_size, image_size=sample.image_size,
+        ))  # fmt: skip
     return split
 
 

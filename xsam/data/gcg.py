@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import read_coco, require_folder
+from .coco import MAX_PIXELS, read_coco, require_folder
 from .images import read_image
-from .index import Index, bad_row, stream_json_list, take
+from .index import Index, bad_row, stream_json_list, take, take_text
 from .masks import segmentation_mask
 
 Grounding = tuple[str, int, list[Any]]  # a phrase, where the file says that it begins, its segmentations
@@ -123,7 +123,7 @@ def _record(row: dict[str, Any], images: Path) -> GroundedCaption:
 
 def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> dict[str, Any]:
     """The row of a caption; `file` is the key of its image. Raises BadSample when nothing of it is grounded."""
-    caption = take(record, "caption", str, what)
+    caption = _caption(record, what)
     spans, owners, segmentations = _place(caption, groundings)
     if not spans:
         raise BadSample(f"{what}: no phrase with a mask stands in the caption")
@@ -133,10 +133,18 @@ def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> 
     return about | {"segmentations": segmentations, "labels": labels, "spans": spans, "owners": owners}
 
 
+def _caption(record: Any, what: str) -> str:
+    take_text(record, "caption", what)
+    return record["caption"]  # not stripped: places are counted from its start
+
+
 def _size(image: dict[str, Any], what: str) -> list[int]:
     if "height" not in image and "width" not in image:
         return [0, 0]
-    return [take(image, side, int, what, 1) for side in ("height", "width")]
+    height, width = (take(image, side, int, what, 1) for side in ("height", "width"))
+    if height * width > MAX_PIXELS:
+        raise BadSample(f"{what}: {height} x {width} pixels are more than an image can have")
+    return [height, width]
 
 
 def _place(caption: str, groundings: Iterable[Grounding]) -> tuple[list[tuple[int, int]], list[int], list[Any]]:
@@ -167,8 +175,11 @@ def _find(caption: str, phrase: str, begin: int) -> tuple[int, int] | None:
 
 def _grandf(path: Path) -> Iterator[dict[str, Any]]:
     def groundings(record: Any, what: str) -> Iterator[Grounding]:
+        caption = _caption(record, what)
         for phrase, grounding in take(record, "groundings", dict, what).items():
             begin, _ = _interval(take(grounding, "token_positives", list, what), what)
+            if begin >= len(caption):
+                raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
             yield phrase, begin, take(grounding, "rle_masks", list, what)
 
     return _rows(path, "file_name", groundings, lambda record, what: record)
@@ -209,13 +220,15 @@ def _flickr(path: Path) -> Iterator[dict[str, Any]]:
         if not annotations:
             continue
         try:
-            caption = take(image, "caption", str, what)
+            caption = _caption(image, what)
             grounded: list[Grounding] = []
             for annotation in annotations:
                 mask = take(annotation, "sam_mask", dict, what)
                 for interval in take(annotation, "tokens_positive", list, what):
                     begin, end = _interval(interval, what)
-                    grounded.append((caption[max(begin, 0) : max(end, 0)], begin, [mask]))
+                    if not 0 <= begin < end <= len(caption):
+                        raise BadSample(f"{what}: the phrase {interval} is not inside the caption")
+                    grounded.append((caption[begin:end], begin, [mask]))
             yield _row(image, "file_name", what, grounded)
         except BadSample as bad:
             yield bad_row(str(bad))
@@ -253,8 +266,7 @@ def _pairs(masks: Path, captions: Path) -> Iterator[dict[str, Any]]:
             file = take({"file_name": f"{image['id']}.jpg"} | image, "file_name", str, what)
             segmentations = [take(annotation, "segmentation", (list, dict), what) for annotation in annotations]
             about = {"id": image["id"], "image": file, "size": _size(image, what)}
-            text = take(caption, "caption", str, what)
-            yield about | {"caption": text, "segmentations": segmentations, "labels": labels}
+            yield about | {"caption": _caption(caption, what), "segmentations": segmentations, "labels": labels}
         except BadSample as bad:
             yield bad_row(str(bad))
 

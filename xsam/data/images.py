@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,27 +23,26 @@ def read_image(path: str | Path) -> np.ndarray:
     The EXIF orientation is not applied: annotations are drawn on the pixels as stored. Transparency is
     dropped, 16-bit grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.array(image.convert("RGB"))
-    except DAMAGE as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as image:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.array(image.convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) from the header of an image file. Raises BadSample as `read_image` does, but not for damaged pixels."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            yield image
     except DAMAGE as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str | Path, error: Exception) -> BadSample:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
 
 
 def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -61,12 +62,7 @@ def fit_frame(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]
     return frame, (height, width)
 
 
-def vision_image(
-    image: np.ndarray,
-    side: int,
-    geometry: str,
-    resample: str,
-) -> np.ndarray:
+def vision_image(image: np.ndarray, side: int, geometry: str, resample: str) -> np.ndarray:
     """uint8[H, W, 3] -> uint8[3, side, side] for the vision encoder.
 
     "pad" centres the image on a grey square first and keeps its aspect, "squash" does not.

@@ -1,6 +1,5 @@
 """Annotation files of any size: parsed once into rows on disk, which no process or worker holds in its memory."""
 
-import codecs
 import hashlib
 import json
 import logging
@@ -9,7 +8,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 import numpy as np
 from filelock import FileLock
@@ -20,9 +19,9 @@ log = logging.getLogger("xsam")
 
 REMEDY = "`xsam data prepare shapes` writes the embedded world, data/README.md says where other datasets go"
 BAD = "not usable"  # the only key of a row that stands for a record which cannot be used; its value says why
-CHUNK = 1 << 20  # bytes of a JSON list that are read at a time
+CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 DECODER = json.JSONDecoder()
-BLANKS = re.compile(r"[ \t\n\r]*")
+SOLID = re.compile(r"[^ \t\n\r]")
 TAGS = re.compile(r"</?p>|<SEG>|<image>|<region>")  # what a prompt gives a meaning
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, which no tokenizer takes
 NEAR = 32  # characters; more than a number, a literal or an escaped character can have
@@ -129,84 +128,78 @@ class Index:
 def stream_json_list(path: str | Path) -> Iterator[Any]:
     """The values of a file that is one JSON list, parsed one after the other, so that memory holds one of them.
 
-    Raises UserError with the place in the file where it cannot be read, is not a list, is damaged, or breaks off.
+    Raises UserError where it cannot be read, is not a list, is damaged, or breaks off, with the place.
     """
     try:
-        with Path(path).open("rb") as file:
-            yield from _values(_Text(file, path))
+        with open(path, encoding="utf-8", newline="") as file:
+            yield from _Values(file, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
 
 
-class _Text:
-    """A window on a UTF-8 file: `text` from character `at` on is what has not been parsed yet."""
+class _Values:
+    """A window on the file: `text` from character `at` on is what has not been parsed yet."""
 
-    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+    def __init__(self, file: TextIO, path: str | Path) -> None:
         self.file, self.path = file, path
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
-        self.text, self.at, self.start = "", 0, 0  # start: byte of the file where `text` begins
-        self.ended = False
+        self.text, self.at, self.start, self.ended = "", 0, 0, False  # start: character of the file where `text` begins
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.peek() != "[":
+            raise UserError(f"{self.path}: not a JSON list; it is another kind of file")
+        self.at += 1
+        mark = self.peek()
+        while mark != "]":
+            self.peek()
+            yield self.value()
+            mark = self.peek()
+            if mark not in (",", "]"):
+                raise self.damage("is damaged" if mark else "the list breaks off")
+            self.at += mark == ","
+        self.at += 1
+        if self.peek():
+            raise self.damage("goes on after its list")
 
     def more(self) -> None:
         """Forget what has been parsed and read on; at least as much again, so that a long value costs linear time."""
-        self.start += len(self.text[: self.at].encode())
+        self.start += self.at
         self.text, self.at = self.text[self.at :], 0
-        chunk = self.file.read(max(CHUNK, len(self.text)))
-        self.ended = not chunk
         try:
-            self.text += self.decoder.decode(chunk, final=self.ended)
-        except UnicodeDecodeError as error:
-            raise self.damage("is not UTF-8", self.file.tell() - len(error.object) + error.start) from None
+            chunk = self.file.read(max(CHUNK, len(self.text)))
+        except UnicodeDecodeError:
+            raise self.damage("is not UTF-8 after what ends", len(self.text)) from None
+        self.text += chunk
+        self.ended = not chunk
 
     def peek(self) -> str:
         """The next character that is not blank, "" at the end of the file."""
+        while not (found := SOLID.search(self.text, self.at)):
+            self.at = len(self.text)
+            if self.ended:
+                return ""
+            self.more()
+        self.at = found.start()
+        return found[0]
+
+    def value(self) -> Any:
+        """The next value. What the window may have cut off is parsed again with more of the file."""
         while True:
-            match = BLANKS.match(self.text, self.at)
-            self.at = match.end() if match else self.at
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+                if end + NEAR < len(self.text) or self.ended:  # else the digits of a number may go on
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                cut = error.pos + NEAR > len(self.text) or error.msg.startswith("Unterminated string")
+                if self.ended or not cut:
+                    raise self.damage(f"is damaged ({error.msg})", error.pos) from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+                raise self.damage(f"cannot be parsed ({error})") from None
             self.more()
 
-    def damage(self, what: str, byte: int | None = None) -> UserError:
-        place = self.start + len(self.text[: self.at].encode()) if byte is None else byte
-        return UserError(f"{self.path}: {what} at byte {place}; fetch or write the file anew")
-
-
-def _values(text: _Text) -> Iterator[Any]:
-    if text.peek() != "[":
-        raise UserError(f"{text.path}: not a JSON list; it is another kind of file")
-    text.at += 1
-    mark = text.peek()
-    while mark != "]":
-        text.peek()
-        yield _value(text)
-        mark = text.peek()
-        if mark not in (",", "]"):
-            raise text.damage("the list breaks off" if not mark else "is damaged")
-        text.at += mark == ","
-    text.at += 1
-    if text.peek():
-        raise text.damage("goes on after its list")
-
-
-def _value(text: _Text) -> Any:
-    """The next value. What the window may have cut off is parsed again with more of the file."""
-    while True:
-        place = text.at
-        try:
-            value, end = DECODER.raw_decode(text.text, text.at)
-            if end + NEAR < len(text.text) or text.ended:  # else the digits of a number may go on
-                text.at = end
-                return value
-        except json.JSONDecodeError as error:
-            place = error.pos
-            cut = error.pos + NEAR > len(text.text) or error.msg.startswith("Unterminated string")
-            if text.ended or not cut:
-                text.at = place
-                raise text.damage(f"is damaged ({error.msg})") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-            raise text.damage(f"cannot be parsed ({error})") from None
-        text.more()
+    def damage(self, what: str, at: int | None = None) -> UserError:
+        place = self.start + (self.at if at is None else at)
+        return UserError(f"{self.path}: {what} at character {place}; fetch or write the file anew")
 
 
 def unique(name: str, number: int, seen: set[str]) -> str:

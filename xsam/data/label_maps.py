@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..structures import BadSample, SegmentMap, UserError
-from .coco import Category, ImageSegments, distinct, require_folder
+from .coco import Category, ImageSegments, check_categories, distinct, require_folder
 from .images import DAMAGE as DAMAGE
 from .index import REMEDY
 from .masks import from_label_map
@@ -19,7 +19,7 @@ def read_names(names: str | Path) -> list[Category]:
 
     Args:
         names: a list of `xsam/data/names` (such as "ade20k"), or a path that ends in `.txt`. UserError where there is
-            none.
+            none, or a line is no name.
     """
     path = Path(names) if str(names).endswith(".txt") else NAMES / f"{names}.txt"
     try:
@@ -27,7 +27,10 @@ def read_names(names: str | Path) -> list[Category]:
     except (OSError, UnicodeDecodeError):
         shipped = ", ".join(sorted(file.stem for file in NAMES.glob("*.txt")))
         raise UserError(f"{path}: no list of class names; give a .txt file or one of {shipped}") from None
-    return [Category(i, line.lstrip("*").strip(), line.startswith("*")) for i, line in enumerate(lines)]
+    rows = [{"id": i, "name": line.lstrip("*"), "isthing": line.startswith("*")} for i, line in enumerate(lines)]
+    if not rows:
+        raise UserError(f"{path}: names no class; give one name per line")
+    return [Category(*values) for values in check_categories(path, rows)]
 
 
 class LabelMaps:

@@ -1,5 +1,6 @@
 """Masks: run-length codes, polygons, boxes, and the id maps that hold many masks in one small array."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pycocotools import mask as coco_mask
 
 from ..structures import RLE, SegmentMap
 from .images import read_image
+
+CODE = re.compile("(?:[0-o]*[0-O])?")  # the characters of a compressed RLE; pycocotools reads past the end of others
 
 
 def encode_rle(mask: np.ndarray) -> RLE:
@@ -24,13 +27,13 @@ def decode_rle(rle: RLE) -> np.ndarray:
     Raises ValueError when the runs do not cover the size exactly. Written out because pycocotools takes a
     truncated code for a mask and no code at all for an empty mask.
     """
-    height, width = rle["size"]
-    counts = rle["counts"]
-    if not isinstance(counts, str | bytes) and not (
-        isinstance(counts, list) and all(type(run) is int and abs(run) < 2**40 for run in counts)
-    ):
+    (height, width), counts = rle["size"], rle["counts"]
+    if isinstance(counts, str | bytes):
+        runs = _run_lengths(counts)
+    elif isinstance(counts, list) and all(type(run) is int and abs(run) < 2**40 for run in counts):
+        runs = np.asarray(counts, np.int64)
+    else:
         raise ValueError(f"the RLE's counts are neither a code nor run lengths: {str(counts)[:40]!r}")
-    runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _run_lengths(counts)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the RLE has {runs.sum()} pixels in its runs, its size says {height} x {width}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
@@ -39,17 +42,16 @@ def decode_rle(rle: RLE) -> np.ndarray:
 def _run_lengths(counts: str | bytes) -> np.ndarray:
     """Run lengths of a compressed code, int64[n].
 
-    Each number is a group of characters, 48 plus 5 bits each, least significant first; bit 5 says that the
-    group goes on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number
-    two before.
+    Each number is a group of characters, 48 plus 5 bits each, least significant first; bit 5 says that the group goes
+    on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number two before.
     """
-    text = counts.encode() if isinstance(counts, str) else counts
-    code = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if ((code < 0) | (code > 63)).any() or (len(code) and code[-1] & 32):
+    text = counts if isinstance(counts, str) else counts.decode("latin1")
+    if not CODE.fullmatch(text):
         raise ValueError("the RLE holds characters that are not part of the code, or breaks off")
+    code = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(code & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)[: len(ends)]
-    lengths = ends - starts + 1
+    lengths = np.diff(ends, prepend=-1)
+    starts = ends - lengths + 1
     if (lengths > 12).any():
         raise ValueError("the RLE holds a number that is too large")
     shifts = 5 * (np.arange(len(code)) - np.repeat(starts, lengths))
@@ -60,6 +62,12 @@ def _run_lengths(counts: str | bytes) -> np.ndarray:
     return numbers
 
 
+def has_size(rle: RLE, height: int, width: int) -> bool:
+    """Whether an RLE says that it has the size of its image, in whole numbers."""
+    size = rle.get("size")
+    return isinstance(size, list | tuple) and list(size) == [height, width] and {int} == set(map(type, size))
+
+
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """The `segmentation` of a COCO annotation (polygons, RLE, uncompressed RLE) -> bool[H, W].
 
@@ -68,9 +76,8 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     if isinstance(segmentation, dict):
         if not {"size", "counts"} <= segmentation.keys():
             raise ValueError("the segmentation is neither polygons nor an RLE with size and counts")
-        size = segmentation["size"]
-        if not isinstance(size, list | tuple) or list(size) != [height, width]:
-            raise ValueError(f"the RLE has the size {size}, the image {[height, width]}")
+        if not has_size(segmentation, height, width):
+            raise ValueError(f"the RLE has the size {segmentation['size']}, the image {[height, width]}")
         return decode_rle(segmentation)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"the segmentation is empty or not a list: {str(segmentation)[:40]!r}")
@@ -100,8 +107,7 @@ def pack(masks: np.ndarray) -> SegmentMap:
         box = np.s_[y0:y1, x0:x1]
         layer = next((layer for layer in layers if (layer[box][mask[box]] < 0).all()), None)
         if layer is None:
-            layer = np.full(masks.shape[1:], -1, np.int16)
-            layers.append(layer)
+            layers.append(layer := np.full(masks.shape[1:], -1, np.int16))
         layer[box][mask[box]] = number
     return SegmentMap(np.stack(layers), len(masks))
 

@@ -34,10 +34,7 @@ class Source(Protocol):
     def lengths(self) -> np.ndarray: ...  # int64[N], how long each sample's text is, in any unit; empty = unknown
 
 
-class Encode(Protocol):
-    """What makes arrays of a sample: a `data.prompt.Processor`."""
-
-    def __call__(self, sample: Sample, key: int, *, shorten: bool) -> Encoded: ...
+Encode = Callable[..., Encoded]  # (sample, key, shorten=True): a `data.prompt.Processor`
 
 
 def key(*parts: object) -> int:
@@ -55,9 +52,8 @@ class Mixture:
     """The training stream as a pure function of (seed, step).
 
     Every global batch holds samples of one source only, so all ranks run the same graph; batches of all sources are
-    shuffled together. Sources whose share is below `threshold` are repeated; what is less than a whole pass over a
-    source is drawn anew each epoch from all of it. Where a source knows the lengths of its texts, those of a batch are
-    alike.
+    shuffled together. What is less than a whole pass over a source is drawn anew each epoch from all of it. Where a
+    source knows the lengths of its texts, those of a batch are alike.
 
     Args:
         sources: training tasks by name.
@@ -87,10 +83,10 @@ class Mixture:
         self.sources, self.contrast, self.bad_samples = dict(sources), contrast, bad_samples
         self.names = sorted(self.sources)
         sizes = {name: min(len(source), caps.get(name, len(source))) for name, source in self.sources.items()}
-        wanted = {
-            name: sizes[name] * r * multipliers.get(name, 1) for name, r in repeat_factors(sizes, threshold).items()
-        }
-        self.counts = {name: max(1, int(min(n, caps.get(name, n)))) for name, n in wanted.items()}  # of an epoch
+        self.counts: dict[str, int] = {}  # samples of an epoch
+        for name, factor in repeat_factors(sizes, threshold).items():
+            wanted = sizes[name] * factor * multipliers.get(name, 1)
+            self.counts[name] = max(1, int(min(wanted, caps.get(name, wanted))))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Global batches of one epoch; a source's last batch is completed with samples that the epoch has already."""
@@ -103,14 +99,12 @@ class Mixture:
         for number, name in enumerate(self.names):
             size, count, lengths = len(self.sources[name]), self.counts[name], self.sources[name].lengths
             passes = [rng.permutation(size) for _ in range(-(-count // size))]
-            order = np.resize(np.concatenate(passes)[:count], -(-count // batch_size) * batch_size)
-            order = rng.permutation(order)
+            order = rng.permutation(np.resize(np.concatenate(passes)[:count], -(-count // batch_size) * batch_size))
             if len(lengths):
                 chunks = np.arange(len(order)) // (batch_size * self.length_chunk)
                 order = order[np.lexsort((lengths[order], chunks))]
-            rows = order.reshape(-1, batch_size)
-            owners.append(np.full(len(rows), number))
-            batches.append(rows)
+            batches.append(order.reshape(-1, batch_size))
+            owners.append(np.full(len(batches[-1]), number))
         shuffled = rng.permutation(sum(map(len, owners)))
         return np.concatenate(owners)[shuffled], np.concatenate(batches)[shuffled]
 
@@ -140,9 +134,8 @@ class _Steps(Dataset):
     ) -> None:  # fmt: skip
         micro, remainder = divmod(batch_size, accumulation * world_size)
         if remainder:
-            raise UserError(
-                f"stage.batch_size={batch_size} does not split over {world_size} processes x {accumulation} micro-steps"
-            )
+            split = f"{world_size} processes x {accumulation} micro-steps"
+            raise UserError(f"stage.batch_size={batch_size} does not split over {split}")
         self.mixture, self.encode, self.seed, self.batch_size = mixture, encode, seed, batch_size
         self.accumulation, self.rank, self.world_size, self.micro = accumulation, rank, world_size, micro
         self.plan: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
@@ -154,20 +147,18 @@ class _Steps(Dataset):
             self.plan = (epoch, self.mixture.epoch(self.seed, epoch, self.batch_size))
         owners, batches = self.plan[1]
         name = self.mixture.names[owners[position]]
-        micro_batches: list[Batch] = []
+        own = np.arange(self.batch_size).reshape(self.accumulation, self.world_size, self.micro)[:, self.rank]
+        rows: list[Encoded] = []
         reasons: list[str] = []
-        for micro_step in range(self.accumulation):
-            start = (micro_step * self.world_size + self.rank) * self.micro
-            rows: list[Encoded] = []
-            for row in range(start, start + self.micro):
-                index = int(batches[position, row])
-                encoded, refused = self.mixture.draw(name, index, (self.seed, step, row), self.encode)
-                rows += encoded
-                reasons += refused
-                if not encoded:
-                    return name, reasons, parcel.pack([])
-            micro_batches.append(collate(rows, self.mixture.contrast))
-        return name, reasons, parcel.pack(micro_batches)
+        for row in own.ravel().tolist():
+            place = (self.seed, step, row)
+            encoded, refused = self.mixture.draw(name, int(batches[position, row]), place, self.encode)
+            rows += encoded
+            reasons += refused
+            if not encoded:
+                return name, reasons, parcel.pack([])
+        starts = range(0, len(rows), self.micro)
+        return name, reasons, parcel.pack([collate(rows[i : i + self.micro], self.mixture.contrast) for i in starts])
 
 
 class Loader:
@@ -201,7 +192,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for reason, count in self.total(self._earlier()).items():
-            self.refused[_kind(reason)] += int(count)
+            self.refused[kind(reason)] += int(count)
         for step, (name, reasons, micro_batches) in zip(self.range, self.loader, strict=True):
             refused = self.total(Counter(f"{name}: {reason}" for reason in reasons))
             self._note(step, refused)
@@ -221,14 +212,14 @@ class Loader:
         for text, count in refused.items():
             source, _, reason = text.partition(": ")
             for _ in range(int(count) if reason != GIVEN_UP else 0):
-                self.refused[_kind(text)] += 1
-                so_far = self.refused[_kind(text)]
+                self.refused[kind(text)] += 1
+                so_far = self.refused[kind(text)]
                 if self.steps.rank:
                     continue
                 if so_far <= 3:
                     log.warning("skipped a sample of %s: %s", source, reason)
                 elif str(so_far).strip("0") == "1":
-                    log.warning("skipped %d samples of %s so far: %s", so_far, *_kind(text))
+                    log.warning("skipped %d samples of %s so far: %s", so_far, *kind(text))
                 if self.path is not None:
                     with self.path.open("a") as file:
                         file.write(json.dumps({"step": step, "source": source, "reason": reason}) + "\n")
@@ -238,16 +229,15 @@ class Loader:
         where = f"all are listed in {self.path}" if self.path else "see the log"
         bad, limit = self.refused.total(), self.steps.mixture.bad_samples
         draws = (step + 1) * self.steps.batch_size + bad
-        kinds = "; ".join(f"{count} x {source}: {kind}" for (source, kind), count in self.refused.most_common(8))
+        kinds = "; ".join(f"{count} x {source}: {what}" for (source, what), count in self.refused.most_common(8))
         if f"{name}: {GIVEN_UP}" in refused:
             raise UserError(f"mixture.sources.{name}: {GIVEN_UP} ({kinds}); {where}")
         if bad > (max(limit * draws, TOLERATED) if limit else 0):
-            raise UserError(
-                f"{bad} of {draws} samples cannot be used, more than mixture.bad_samples={limit} ({kinds}); {where}"
-            )
+            share = f"{bad} of {draws} samples cannot be used, more than mixture.bad_samples={limit}"
+            raise UserError(f"{share} ({kinds}); {where}")
 
 
-def _kind(text: str) -> tuple[str, str]:
+def kind(text: str) -> tuple[str, str]:
     """Source and kind of "SOURCE: WHERE: WHAT": the same whatever the record and the numbers."""
     source, _, reason = text.partition(": ")
     return source, re.sub(r"\d+", "N", reason.partition(": ")[2] or reason)

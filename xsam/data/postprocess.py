@@ -17,28 +17,20 @@ CHUNK = 8  # queries that stand at full size at the same time; bounds the memory
 
 
 def restore(mask_logits: Tensor, frame: int, seg_size: Size, image_size: Size) -> Tensor:
-    """Mask logits at the size of the image, float32[Q, H, W].
-
-    Bilinear to the S x S frame, cut to the part that the image covers, bilinear to the image.
-    """
+    """Mask logits at the size of the image, float32[Q, H, W]: bilinear to the S x S frame, cut to the part that the
+    image covers, bilinear to the image."""
     return _resize(_in_frame(mask_logits, frame, seg_size), image_size)
 
 
 def panoptic(
-    output: ItemOutput,
-    *,
-    stuff: Collection[int],
-    score: float = 0.0,
-    mask: float = 0.5,
-    overlap: float = 0.8,
+    output: ItemOutput, *, stuff: Collection[int], score: float = 0.0, mask: float = 0.5, overlap: float = 0.8
 ) -> tuple[Tensor, list[tuple[int, int, float]]]:
     """One map without overlaps: int32[H, W] of segment ids, 0 = void, and its segments (id, class, score).
 
-    A query takes part if its best class has a probability above `score`. Each pixel goes to the query with
-    the largest probability x sigmoid(mask). A query becomes a segment if it wins more than `overlap` of the
-    area where this product reaches `mask`, else its pixels are void. It is the product that is tested, not
-    the sigmoid alone, as in the Mask2Former of transformers. Segments of one `stuff` class become one, with
-    the best score.
+    A query takes part if its best class has a probability above `score`. Each pixel goes to the query with the largest
+    probability x sigmoid(mask). A query becomes a segment if it wins more than `overlap` of the area where this product
+    (as in the Mask2Former of transformers; not the sigmoid alone) reaches `mask`, else its pixels are void. Segments of
+    one `stuff` class become one, with the best score.
     """
     scores, labels = _probabilities(output.class_logits).max(-1)
     kept = (scores > score).nonzero()[:, 0]  # before the masks are enlarged: the others could not win a pixel
@@ -74,34 +66,25 @@ def panoptic(
 
 
 def semantic(output: ItemOutput) -> Tensor:
-    """The class index of every pixel, int64[H, W]; there is no void.
-
-    The sum over queries of probability x sigmoid(mask) is made in the frame, resized to the image, then
-    compared.
-    """
+    """The class index of every pixel, int64[H, W], without void: the sum over queries of probability x sigmoid(mask),
+    made in the frame and resized to the image, is compared."""
     weights = _probabilities(output.class_logits).T
     total = weights.new_zeros(len(weights), output.seg_size[0] * output.seg_size[1])
     for start in range(0, len(output.mask_logits), CHUNK):
         part = slice(start, start + CHUNK)
-        total.addmm_(
-            weights[:, part],
-            _in_frame(output.mask_logits[part], output.frame, output.seg_size).sigmoid_().flatten(1),
-        )
+        masks = _in_frame(output.mask_logits[part], output.frame, output.seg_size).sigmoid_()
+        total.addmm_(weights[:, part], masks.flatten(1))
     return _resize(total.unflatten(1, output.seg_size), output.image_size).argmax(0)
 
 
 def instances(
-    output: ItemOutput,
-    *,
-    top: int | None = None,
-    score: float = 0.0,
+    output: ItemOutput, *, top: int | None = None, score: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masks that may overlap: bool[n, H, W], class indices int64[n], scores float[n], boxes float[n, 4].
 
-    The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for
-    several classes. A mask is logit > 0, its score the probability x the mean sigmoid inside the mask. Kept
-    are masks that are not empty, with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum
-    exclusive.
+    The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for several classes. A
+    mask is logit > 0, its score the probability x the mean sigmoid inside the mask. Kept are masks that are not empty,
+    with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum exclusive.
     """
     probabilities = _probabilities(output.class_logits)
     count = min(len(probabilities) if top is None else top, probabilities.numel())
@@ -118,26 +101,17 @@ def instances(
     return masks[owner], pairs[kept] % max(probabilities.shape[1], 1), scores[kept], boxes(masks)[owner]
 
 
-def best_mask(
-    output: ItemOutput,
-    *,
-    column: int = 0,
-) -> tuple[Tensor, float]:
+def best_mask(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
     """The mask of the query that is most probable for one candidate, bool[H, W], and that probability.
 
     A pixel belongs to the mask where sigmoid > 0.5; the mask may be empty, a query is always chosen.
     """
     value, query = _probabilities(output.class_logits)[:, column].max(0)
-    return restore(output.mask_logits[query][None], output.frame, output.seg_size, output.image_size)[
-        0
-    ].sigmoid() > 0.5, value.item()
+    logits = restore(output.mask_logits[query][None], output.frame, output.seg_size, output.image_size)[0]
+    return logits.sigmoid() > 0.5, value.item()
 
 
-def above_background(
-    output: ItemOutput,
-    *,
-    column: int = 0,
-) -> tuple[Tensor, float]:
+def above_background(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
     """Everything that one candidate means, bool[H, W], and its best probability: the union of the masks of all queries
     that are more probable for it than for the background (none of the candidates). Nothing means that it is absent.
 

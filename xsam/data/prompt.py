@@ -69,17 +69,11 @@ class Processor:
         self.seg_size, self.vision_size, self.max_length = seg_size, vision_size, max_length
         self.vision_geometry, self.vision_resample = vision_geometry, vision_resample
         self.template = TEMPLATES[template]
-        self.tokenizer = load_tokenizer(tokenizer) if tokenizer else None
+        self.tokenizer: Any = load_tokenizer(tokenizer) if tokenizer else None
         if self.tokenizer is not None:
             self.seg_id, self.open_id, self.close_id = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-            self.stop_ids = tuple(
-                i
-                for i in {
-                    self.tokenizer.convert_tokens_to_ids(self.template.end),
-                    self.tokenizer.eos_token_id,
-                }
-                if i is not None
-            )
+            end = self.tokenizer.convert_tokens_to_ids(self.template.end)
+            self.stop_ids = tuple({end, self.tokenizer.eos_token_id} - {None})
 
     def __call__(self, sample: Sample, key: int, *, shorten: bool = False) -> Encoded:
         """Encode a sample; `key` seeds the region points and, later, the criterion's points.
@@ -91,25 +85,21 @@ class Processor:
             BadSample: the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, the text
                 has more or fewer `<region>` than there are prompts, or an image cannot be read.
         """
-        turns = [self._turn(number, turn) for number, turn in enumerate(sample.turns)]
+        turns = [self.tokenize(number, turn) for number, turn in enumerate(sample.turns)]
         if shorten:
             fit = np.searchsorted(np.cumsum([len(ids) for ids, _ in turns]), self.max_length, side="right")
             turns = turns[: max(1, int(fit))]
             sample = first_turns(sample, len(turns))
-        return self._encode(sample, key, *_joined(turns))
+        return self._encode(sample, key, turns)
 
     def prompt(self, sample: Sample, key: int, answer: list[int] | None = None) -> Encoded:
         """Encode the first question alone, for generation, or followed by a generated answer."""
-        first = (Turn(sample.turns[0].question, ""),)
-        ids, _ = self.tokenize(first)
+        ids, _ = self.tokenize(0, Turn(sample.turns[0].question, ""))
         ids = ids[: len(ids) - len(self._ids(self.template.end))] + (answer or [])
-        return self._encode(sample, key, ids, [IGNORE_INDEX] * len(ids))
+        return self._encode(sample, key, [(ids, [IGNORE_INDEX] * len(ids))])
 
-    def tokenize(self, turns: tuple[Turn, ...]) -> tuple[list[int], list[int]]:
-        """Token ids and labels of a conversation; text around placeholders is tokenised piece by piece."""
-        return _joined([self._turn(number, turn) for number, turn in enumerate(turns)])
-
-    def _turn(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
+    def tokenize(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
+        """Token ids and labels of the number-th turn; text around placeholders is tokenised piece by piece."""
         assert self.tokenizer is not None, "text needs processor.tokenizer"
         question: list[int] = []
         if number == 0 and self.template.bos:
@@ -123,33 +113,29 @@ class Processor:
 
     def text(self, ids: list[int]) -> str:
         """Generated ids as text, with the tags kept."""
-        assert self.tokenizer is not None
         return self.tokenizer.decode([i for i in ids if i not in self.stop_ids]).strip()
 
     def _ids(self, text: str) -> list[int]:
-        assert self.tokenizer is not None
         return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
-    def _encode(self, sample: Sample, key: int, ids: list[int], labels: list[int]) -> Encoded:
-        if len(ids) > self.max_length:
-            raise BadSample(f"{sample.id}: {len(ids)} text tokens, more than max_length={self.max_length}")
-        input_ids = np.array(ids, np.int64)
+    def _encode(self, sample: Sample, key: int, turns: list[tuple[list[int], list[int]]]) -> Encoded:
+        input_ids = np.array([i for ids, _ in turns for i in ids], np.int64)
+        if len(input_ids) > self.max_length:
+            raise BadSample(f"{sample.id}: {len(input_ids)} text tokens, more than max_length={self.max_length}")
         asked, given = int((input_ids == REGION_TOKEN).sum()), len(sample.slots) or len(sample.regions)
         if asked != given:
             raise BadSample(f"{sample.id}: {asked} <region> in the text, {given} visual prompts")
-        span_ids, seg_ids = self._spans(input_ids, sample.id) if len(ids) else (input_ids, input_ids)
+        span_ids, seg_ids = self._spans(input_ids, sample.id) if len(input_ids) else (input_ids, input_ids)
         side = self.seg_size
-        pixels = np.zeros((3, 0, 0), np.uint8)
-        frame, seg_size, image_size = pixels, (0, 0), (0, 0)
-        if sample.image:
-            pixels, frame, seg_size, image_size = self._image(sample.image)
+        nothing = np.zeros((3, 0, 0), np.uint8), np.zeros((3, 0, 0), np.uint8), (0, 0), (0, 0)
+        pixels, frame, seg_size, image_size = self._image(sample.image) if sample.image else nothing
         shown = [region.image for region in sample.regions]
         references = {name: self._image(name)[:3] for name in dict.fromkeys(shown) if name}
         numbers = {"": -1} | {name: number for number, name in enumerate(references)}
         targets = np.full((1, side, side), -1, np.int16)
+        if sample.masks.ids.size and sample.masks.ids.shape[1:] != image_size:  # also where there is no mask
+            raise BadSample(f"{sample.id}: masks are {sample.masks.ids.shape[1:]}, the image is {image_size}")
         if sample.masks.count:
-            if sample.masks.ids.shape[1:] != image_size:
-                raise BadSample(f"{sample.id}: masks are {sample.masks.ids.shape[1:]}, the image is {image_size}")
             targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), side)
         rng = np.random.default_rng(key)
         points = [
@@ -157,8 +143,8 @@ class Processor:
             for r in sample.regions
         ]
         return Encoded(
-            id=sample.id, key=key, input_ids=input_ids, labels=np.array(labels, np.int64), span_ids=span_ids,
-            seg_ids=seg_ids,
+            id=sample.id, key=key, input_ids=input_ids, span_ids=span_ids, seg_ids=seg_ids,
+            labels=np.array([label for _, labels in turns for label in labels], np.int64),
             pixel_values=pixels, seg_pixel_values=frame, seg_size=seg_size, image_size=image_size, target_ids=targets,
             target_labels=sample.labels, target_segs=sample.mask_segs, shared_candidates=sample.shared_candidates,
             region_points=np.stack(points) if points else np.zeros((0, 256, 2), np.float32),
@@ -205,18 +191,10 @@ def first_turns(sample: Sample, count: int) -> Sample:
     numbers[kept] = np.arange(len(kept))
     regions = text.count("<region>")
     return replace(
-        sample,
-        turns=sample.turns[:count],
-        masks=SegmentMap(numbers[sample.masks.ids], len(kept)),
-        labels=sample.labels[kept],
-        mask_segs=sample.mask_segs[kept],
+        sample, turns=sample.turns[:count], masks=SegmentMap(numbers[sample.masks.ids], len(kept)),
+        labels=sample.labels[kept], mask_segs=sample.mask_segs[kept], slots=sample.slots[:regions],
         regions=sample.regions if len(sample.slots) else sample.regions[:regions],
-        slots=sample.slots[:regions],
-    )
-
-
-def _joined(turns: list[tuple[list[int], list[int]]]) -> tuple[list[int], list[int]]:
-    return [i for ids, _ in turns for i in ids], [label for _, labels in turns for label in labels]
+    )  # fmt: skip
 
 
 def load_tokenizer(name: str) -> Any:
@@ -228,7 +206,6 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; give a local folder as processor.tokenizer=..., or allow the hub"
         raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}){hint}") from None
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
-    )
+    extra = {"additional_special_tokens": list(SPECIAL_TOKENS)}
+    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     return tokenizer

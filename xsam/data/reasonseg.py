@@ -55,9 +55,11 @@ class ReasonSeg:
         if not self._files:
             raise UserError(f"{folder}: holds no *.json; {REMEDY}")
         rows = read_json(explanations) if explanations else []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise UserError(f"{explanations}: not a list of explanations; it is another kind of file")
-        self._explanations = {Path(str(row.get("image"))).stem: row for row in rows}
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and isinstance(row.get("image"), str) for row in rows
+        ):
+            raise UserError(f"{explanations}: not a list of explanations of images; it is another kind of file")
+        self._explanations = {Path(row["image"]).stem: row for row in rows}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -114,10 +116,11 @@ def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray
     """
     far = max(height, width)
     try:
-        corners = np.array(points, np.float64).reshape(-1, 2)
-    except (ValueError, TypeError):
+        plain = all(type(value) in (int, float) for x, y in points for value in (x, y))
+        corners = np.array(points if plain else [], np.float64).reshape(-1, 2)
+    except (ValueError, TypeError, OverflowError):
         raise BadSample(f"{what}: a polygon is not a list of points [x, y]") from None
-    if len(corners) != len(points) or not len(points) or not (np.abs(corners - far / 2) <= 1.5 * far).all():
+    if not len(corners) or not (np.abs(corners - far / 2) <= 1.5 * far).all():
         raise BadSample(f"{what}: a polygon has no points, or one that is no place near the image")
     x, y = corners.astype(np.int64).T
     edges = list(zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True))

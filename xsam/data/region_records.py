@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..structures import RLE, BadSample, UserError
 from .coco import MAX_PIXELS, CocoInstances, annotation_mask, require_folder
 from .index import Index, bad_row, stream_json_list, take, unique
-from .masks import decode_rle, encode_rle, mask_box, segmentation_mask
+from .masks import CODE, decode_rle, encode_rle, has_size, mask_box, segmentation_mask
 from .mixture import key
 from .regions import BRUSH, KINDS, dilate, visual_prompts
 
@@ -183,7 +183,7 @@ class CocoVgd:
                 yield instances.id(index), {}, str(bad)
                 continue
             rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.instances]
-            image, size = str(Path(record.image).relative_to(self.images)), (record.height, record.width)
+            image, size = _name(record.image, self.images), (record.height, record.width)
             yield record.image_id, {"image": image, "size": size, "instances": rows}, ""
 
     def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
@@ -283,10 +283,15 @@ def _vgd_record(data: CocoInstances, index: int, scale: float) -> dict[str, Any]
     if not annotations:
         return {}
     image_id = int(record.image_id) if record.image_id.isdecimal() else record.image_id
-    name, size = str(Path(record.image).relative_to(data.images)), [record.height, record.width]
+    name, size = _name(record.image, data.images), [record.height, record.width]
     info = {"file_name": name, "image_id": image_id, "height": size[0], "width": size[1]}
     about = {"image_file": name, "image_id": image_id, "image_size": size, "image_info": info}
     return about | {"annotations": annotations}
+
+
+def _name(image: str, folder: Path) -> str:
+    """What a file calls an image: its path from the folder, or all of it where the image lies elsewhere."""
+    return str(Path(image).relative_to(folder)) if Path(image).is_relative_to(folder) else image
 
 
 def _is_list(path: Path) -> bool:
@@ -296,15 +301,15 @@ def _is_list(path: Path) -> bool:
 
 def _check_rle(rle: dict[str, Any], size: list[int], what: str) -> None:
     """Raises BadSample for another size than the image's, and for what is no code at all."""
-    if rle.get("size") != size:
+    if not has_size(rle, *size):
         raise BadSample(f"{what}: its size is {str(rle.get('size'))[:40]}, the image's {size}")
     take(rle, "counts", (str, list), what)
 
 
 def _any(rle: RLE, what: str) -> bool:
     """Whether the mask has a pixel. The area is fast but blind to damage: what has none is read with care, the rest
-    when it is asked for."""
+    when it is asked for. What is no code at all must not come to it."""
     try:
-        return bool(coco_mask.area(rle) or decode_rle(rle).any())
+        return bool(CODE.fullmatch(rle["counts"]) and coco_mask.area(rle)) or bool(decode_rle(rle).any())
     except ValueError as error:
         raise BadSample(f"{what}: {error}") from None

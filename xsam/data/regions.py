@@ -1,5 +1,4 @@
-"""Visual prompts: points, scribbles, boxes and masks drawn from an instance; from a drawn region to the points its
-feature is taken at."""
+"""Visual prompts drawn from an object, and the points of a drawn region at which its feature is taken."""
 
 from collections.abc import Sequence
 
@@ -24,15 +23,12 @@ def visual_prompts(
     Each kind has a random stream of its own: asked for alone, it is drawn as it is among the others.
 
     Args:
-        mask: bool[H, W], the object.
+        mask: bool[H, W], the object. Raises BadSample where it has no pixel.
         rng: a fresh generator; draws depend on its seed alone.
         scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images.
 
     Returns:
         bool[H, W] by kind, never empty.
-
-    Raises:
-        BadSample: the object has no pixel.
     """
     if not mask.any():
         raise BadSample("an object without a pixel has no visual prompt")
@@ -132,15 +128,13 @@ def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) 
     """Places inside a region, for the region sampler.
 
     A region of more than `count` pixels gives a random subset of them, a smaller one all of them and random repeats.
+    Raises BadSample where it is empty.
 
     Args:
         mask: bool[S, S], the region in the segmentation frame.
 
     Returns:
         float32[count, 2], (x, y) of pixels over S, without a half-pixel offset.
-
-    Raises:
-        BadSample: the region is empty.
     """
     ys, xs = mask.nonzero()
     if len(ys) == 0:
@@ -149,5 +143,4 @@ def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) 
         chosen = rng.permutation(len(ys))[:count]
     else:
         chosen = np.concatenate([np.arange(len(ys)), rng.integers(0, len(ys), count - len(ys))])
-    height, width = mask.shape
-    return np.stack([xs[chosen] / width, ys[chosen] / height], axis=1).astype(np.float32)
+    return np.stack([xs[chosen] / mask.shape[1], ys[chosen] / mask.shape[0]], axis=1).astype(np.float32)

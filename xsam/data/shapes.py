@@ -15,13 +15,9 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "ring", "star", "cross")
 COLOURS = {
-    "red": (208, 36, 36),
-    "green": (24, 140, 52),
-    "blue": (36, 64, 208),
-    "yellow": (244, 220, 32),
-    "purple": (140, 44, 176),
-    "orange": (244, 128, 20),
-}
+    "red": (208, 36, 36), "green": (24, 140, 52), "blue": (36, 64, 208),
+    "yellow": (244, 220, 32), "purple": (140, 44, 176), "orange": (244, 128, 20),
+}  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted")
 SIZES = {"small": (8.0, 10.0), "large": (13.0, 17.0)}  # radius, in pixels of a 96 x 96 image
 GROUNDS = {"grass": (152, 178, 120), "sand": (222, 206, 164), "water": (124, 164, 178)}
@@ -99,10 +95,7 @@ def _window(thing: Thing) -> tuple[slice, slice]:
     """The rows and columns that a thing may touch."""
     reach = thing.radius * _REACH[thing.shape] + 1
     x, y = thing.position
-    return (
-        slice(max(0, int(y - reach)), int(y + reach) + 1),
-        slice(max(0, int(x - reach)), int(x + reach) + 1),
-    )
+    return (slice(max(0, int(y - reach)), int(y + reach) + 1), slice(max(0, int(x - reach)), int(x + reach) + 1))
 
 
 def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,11 +122,8 @@ def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
             break
     y, x = np.mgrid[:size, :size] + 0.5
     centre_x, centre_y = (np.bincount(ids.ravel(), axis.ravel()) / areas for axis in (x, y))
-    seen = [
-        replace(thing, centre=(float(centre_x[i]), float(centre_y[i])), area=int(areas[i]))
-        for i, thing in enumerate(things)
-    ]
-    return Scene(key, tuple(seen), ground, sky, ids)
+    seen = zip(things, centre_x.tolist(), centre_y.tolist(), areas.tolist(), strict=False)
+    return Scene(key, tuple(replace(t, centre=(x, y), area=area) for t, x, y, area in seen), ground, sky, ids)
 
 
 def _sky(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -220,7 +210,10 @@ def _paint_thing(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 _ORDER = ("size", "colour", "texture", "shape")
 _ATTRIBUTES = [names for n in range(5) for names in combinations(_ORDER, n)]
-_SUPERLATIVES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
+_SUPERLATIVES = {  # axis (none: of area), sign
+    "largest": (None, -1), "smallest": (None, 1), "leftmost": (0, 1),
+    "rightmost": (0, -1), "topmost": (1, 1), "lowest": (1, -1),
+}  # fmt: skip
 _RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 KINDS = ("attribute", "relation", "superlative")
@@ -232,29 +225,27 @@ def phrase(thing: Thing, names: tuple[str, ...] = _ORDER) -> str:
     return " ".join(words if "shape" in names else [*words, "shape"])
 
 
-def fits(scene: Scene) -> dict[str, list[Thing]]:
-    """Every phrase that fits something in the scene, and all the things that it fits; short phrases first."""
-    found: dict[str, list[Thing]] = {}
+def fits(scene: Scene) -> dict[str, list[int]]:
+    """Every phrase that fits something in the scene, and the numbers of what it fits; short phrases first."""
+    found: dict[str, list[int]] = {}
     for names in _ATTRIBUTES:
-        for thing in scene.things:
-            found.setdefault(phrase(thing, names), []).append(thing)
+        for number, thing in enumerate(scene.things):
+            found.setdefault(phrase(thing, names), []).append(number)
     return found
 
 
-def _holds(thing: Thing, relation: str, other: Thing, margin: float) -> bool:
+def _holds(scene: Scene, number: int, relation: str, other: int) -> bool:
     axis, sign = _RELATIONS[relation]
-    return sign * (thing.centre[axis] - other.centre[axis]) > margin
+    return sign * (scene.things[number].centre[axis] - scene.things[other].centre[axis]) > MARGIN * len(scene.ids)
 
 
-def _superlative(things: list[Thing], word: str, margin: float) -> Thing | None:
+def _superlative(scene: Scene, numbers: list[int], word: str) -> int | None:
     """The thing that the word picks out, unless it is a close call."""
-    if word in ("largest", "smallest"):
-        first, second = sorted(things, key=lambda t: t.area, reverse=word == "largest")[:2]
-        clear = max(first.area, second.area) >= 1.25 * min(first.area, second.area)
-    else:
-        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "lowest": (1, -1)}[word]
-        first, second = sorted(things, key=lambda t: sign * t.centre[axis])[:2]
-        clear = sign * (second.centre[axis] - first.centre[axis]) > margin
+    axis, sign = _SUPERLATIVES[word]
+    values = [thing.area if axis is None else thing.centre[axis] for thing in scene.things]
+    first, second = sorted(numbers, key=lambda number: sign * values[number])[:2]
+    a, b = values[first], values[second]
+    clear = max(a, b) >= 1.25 * min(a, b) if axis is None else sign * (b - a) > MARGIN * len(scene.ids)
     return first if clear else None
 
 
@@ -263,33 +254,26 @@ def expressions(scene: Scene) -> list[dict[str, list[str]]]:
 
     "attribute": its own looks suffice. "relation", "superlative": its looks fit other things, too.
     """
-    margin = MARGIN * len(scene.ids)
     found: list[dict[str, list[str]]] = [{kind: [] for kind in KINDS} for _ in scene.things]
-    number = {id(thing): i for i, thing in enumerate(scene.things)}
     fitting = fits(scene)
     landmarks: dict[int, str] = {}  # the shortest phrase for a thing, where it is the only one that fits
-    for words, things in fitting.items():
-        if len(things) == 1:
-            found[number[id(things[0])]]["attribute"].append(f"the {words}")
-            landmarks.setdefault(number[id(things[0])], words)
-            continue
-        if not words.startswith(tuple(SIZES)):
+    for words, numbers in fitting.items():
+        if len(numbers) == 1:
+            found[numbers[0]]["attribute"].append(f"the {words}")
+            landmarks.setdefault(numbers[0], words)
+        elif not words.startswith(tuple(SIZES)):
             for word in _SUPERLATIVES:
-                best = _superlative(things, word, margin)
+                best = _superlative(scene, numbers, word)
                 if best is not None:
-                    found[number[id(best)]]["superlative"].append(f"the {word} {words}")
-    for words, things in fitting.items():
-        for i, landmark in landmarks.items():
-            anchor = scene.things[i]
-            rivals = [thing for thing in things if thing is not anchor]
-            if len(rivals) < 2:
-                continue
-            for relation in _RELATIONS:
-                there = [thing for thing in rivals if _holds(thing, relation, anchor, margin)]
-                elsewhere = [thing for thing in rivals if _holds(anchor, relation, thing, margin)]
+                    found[best]["superlative"].append(f"the {word} {words}")
+    for words, numbers in fitting.items():
+        for anchor, landmark in landmarks.items():
+            rivals = [number for number in numbers if number != anchor]
+            for relation in _RELATIONS if len(rivals) > 1 else ():
+                there = [number for number in rivals if _holds(scene, number, relation, anchor)]
+                elsewhere = [number for number in rivals if _holds(scene, anchor, relation, number)]
                 if len(there) == 1 and len(elsewhere) == len(rivals) - 1:
-                    sentence = f"the {words} {relation} the {landmark}"
-                    found[number[id(there[0])]]["relation"].append(sentence)
+                    found[there[0]]["relation"].append(f"the {words} {relation} the {landmark}")
     return found
 
 
@@ -318,14 +302,9 @@ _CAPTIONS = (
 )
 
 
-def caption(scene: Scene) -> tuple[str, str]:
-    """A request and a description of the scene, things from left to right, equal ones together."""
-    request, text, _ = grounded_caption(scene)
-    return request, text
-
-
-def grounded_caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
-    """`caption`, and its phrases in text order: where each begins and ends, and the numbers in `scene.ids` it means."""
+def caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
+    """A request, a description of the scene, things from left to right and equal ones together, and its phrases in
+    text order: where each begins and ends, and the numbers in `scene.ids` it means."""
     rng = generator(scene.key, "caption")
     names = _pick(rng, [names for names in _ATTRIBUTES if "shape" in names])
     alike: dict[str, list[int]] = {}
@@ -335,14 +314,11 @@ def grounded_caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[
         _article(words) if len(same) == 1 else f"{_NUMBERS[len(same)]} {_plural(words)}": same
         for words, same in alike.items()
     }
-    text = _pick(rng, _CAPTIONS).format(
-        things=_listing(list(parts)), ground=scene.ground, count=_NUMBERS[len(scene.things)]
-    )
+    count = _NUMBERS[len(scene.things)]
+    text = _pick(rng, _CAPTIONS).format(things=_listing(list(parts)), ground=scene.ground, count=count)
     parts |= {scene.ground: [len(scene.things) + 1], "the sky": [len(scene.things)]}
-    phrases = []
-    for words, numbers in parts.items():
-        if found := re.search(rf"\b{words}\b", text):
-            phrases.append((*found.span(), numbers))
+    places = ((re.search(rf"\b{words}\b", text), numbers) for words, numbers in parts.items())
+    phrases = [(*found.span(), numbers) for found, numbers in places if found]
     return _pick(rng, CAPTION_PROMPTS), text, sorted(phrases)
 
 
@@ -350,11 +326,11 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     """Questions about a scene with answers of one word, one of each sort, in random order."""
     rng = generator(scene.key, "chat")
     fitting = fits(scene)
-    alone = {words: things[0] for words, things in fitting.items() if len(things) == 1}
+    alone = {words: numbers[0] for words, numbers in fitting.items() if len(numbers) == 1}
     stranger = _stranger(rng, fitting)
     by_count = {0: [stranger]}
-    for words, things in fitting.items():
-        by_count.setdefault(len(things), []).append(words)
+    for words, numbers in fitting.items():
+        by_count.setdefault(len(numbers), []).append(words)
     count = _pick(rng, list(by_count))  # first the number, or most answers would be "1"
     pairs = [
         (f"How many {_plural(_pick(rng, by_count[count]))} are there?", str(count)),
@@ -372,8 +348,12 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
         hidden = [words for words in alone if not set(words.split()) & set(values)]
         if hidden:
             words = _pick(rng, hidden)
-            pairs.append((question.format(words), getattr(alone[words], name)))
-    pairs += _relation_question(rng, scene, alone)
+            pairs.append((question.format(words), getattr(scene.things[alone[words]], name)))
+    if alone:
+        first, second, relation = (_pick(rng, list(options)) for options in (alone, alone, _RELATIONS))
+        is_so = _holds(scene, alone[first], relation, alone[second])
+        if is_so or _holds(scene, alone[second], relation, alone[first]):
+            pairs.append((f"Is the {first} {relation} the {second}?", "yes" if is_so else "no"))
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
@@ -386,23 +366,13 @@ def _stranger(rng: np.random.Generator, fitting: Collection[str]) -> str:
             return words
 
 
-def _relation_question(rng: np.random.Generator, scene: Scene, alone: dict[str, Thing]) -> list[tuple[str, str]]:
-    if not alone:
-        return []
-    first, second = _pick(rng, list(alone)), _pick(rng, list(alone))
-    relation, margin = _pick(rng, list(_RELATIONS)), MARGIN * len(scene.ids)
-    yes, no = (_holds(alone[a], relation, alone[b], margin) for a, b in ((first, second), (second, first)))
-    return [(f"Is the {first} {relation} the {second}?", "yes" if yes else "no")] if yes or no else []
-
-
 # ---------------------------------------------------------------- generalised expressions and reasoning
 
 
 def generalised(scene: Scene) -> list[tuple[str, list[int]]]:
     """Expressions with the numbers of all things that they mean: one, several ("the two red shapes") and none."""
     rng = generator(scene.key, "generalised")
-    number = {id(thing): i for i, thing in enumerate(scene.things)}
-    meant = {words: [number[id(thing)] for thing in things] for words, things in list(fits(scene).items())[1:]}
+    meant = dict(list(fits(scene).items())[1:])
     several = [words for words, numbers in meant.items() if len(numbers) > 1]
     one = [words for words, numbers in meant.items() if len(numbers) == 1]
     found = []
@@ -417,21 +387,9 @@ def generalised(scene: Scene) -> list[tuple[str, list[int]]]:
 
 _RULES = {  # a shape by what it could do: a short and a long question, and the reason
     "circle": ("the shape that could roll away", "What would roll down a hill?", "It is round"),
-    "star": (
-        "the shape that belongs to the night sky",
-        "What is seen in the sky at night?",
-        "Stars shine at night",
-    ),
-    "cross": (
-        "the shape that means plus",
-        "What is used to add two numbers?",
-        "A cross is the sign for plus",
-    ),
-    "square": (
-        "the shape with four equal sides",
-        "What could be a tile of a floor?",
-        "Its four sides are equal",
-    ),
+    "star": ("the shape that belongs to the night sky", "What is seen in the sky at night?", "Stars shine at night"),
+    "cross": ("the shape that means plus", "What is used to add two numbers?", "A cross is the sign for plus"),
+    "square": ("the shape with four equal sides", "What could be a tile of a floor?", "Its four sides are equal"),
     "triangle": ("the shape with three corners", "What has the fewest corners?", "It has only three corners"),
 }
 
@@ -440,12 +398,8 @@ def reasoning(scene: Scene) -> list[tuple[int, str, str, str]]:
     """Things that a rule singles out: number, short question, long question, explanation. Rings are left out, they
     would roll as circles do."""
     shapes = [thing.shape for thing in scene.things]
-    rolls = "ring" in shapes
-    return [
-        (number, *_RULES[thing.shape])
-        for number, thing in enumerate(scene.things)
-        if thing.shape in _RULES and shapes.count(thing.shape) == 1 and not (rolls and thing.shape == "circle")
-    ]
+    rules = {shape: rule for shape, rule in _RULES.items() if shape != "circle" or "ring" not in shapes}
+    return [(i, *rules[shape]) for i, shape in enumerate(shapes) if shape in rules and shapes.count(shape) == 1]
 
 
 # ---------------------------------------------------------------- language
@@ -474,11 +428,10 @@ def corpus(scenes: int = 1000) -> Iterator[str]:
     for index in range(scenes):
         scene = compose(0, "corpus", index)
         names = [thing.shape for thing in scene.things]
-        yield from ("sky", scene.ground, " ".join(caption(scene)))
+        yield from ("sky", scene.ground, " ".join(caption(scene)[:2]))
         yield _WORDINGS[index % len(_WORDINGS)].format(phrase(scene.things[0]), ", ".join(names))
-        for question, answer in questions(scene):
-            yield question
-            yield answer
+        for pair in questions(scene):
+            yield from pair
         for found in expressions(scene):
             for sentences in found.values():
                 yield from sentences[index % 3 :: 3][:3]
@@ -506,11 +459,6 @@ def train_tokenizer(root: str | Path, size: int = 640) -> None:
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens(list(SEGMENTATION_TOKENS))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(root)
+    roles = {"unk_token": "<unk>", "pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, clean_up_tokenization_spaces=False)
+    fast.save_pretrained(root)

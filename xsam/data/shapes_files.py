@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,11 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from . import shapes
 from .masks import encode_rle, mask_box, write_panoptic_png
 from .mixture import key
 from .regions import visual_prompts
-from .shapes import (
-    CATEGORIES,
-    KINDS,
-    SHAPES,
-    SPLITS,
-    Scene,
-    caption,
-    compose,
-    expressions,
-    generalised,
-    generator,
-    grounded_caption,
-    questions,
-    reasoning,
-    render,
-)
+from .shapes import CATEGORIES, KINDS, SHAPES, SPLITS, Scene
 
 Json = dict[str, Any]
 PROMPT_SCALE = 0.2  # of COCO's brush sizes: these images are a fifth as wide
@@ -51,7 +38,7 @@ def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 
     for split, count in (("train", train), ("val", val)):
         for name, rows in _write_split(root, split, count, seed, size).items():
             refer[name] += rows
-    _write_json(root / "refer/instances.json", _coco(refer["images"], refer["annotations"], list(SHAPES)))
+    _write_json(root / "refer/instances.json", _coco(refer["images"], refer["annotations"]))
     (root / "refer/refs(shapes).p").write_bytes(pickle.dumps(refer["refs"], protocol=2))
     _write_json(root / "refer/grefs(shapes).json", refer["grefs"])
     stamp.write_text(arguments)
@@ -62,14 +49,10 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _coco(images: list[Json], annotations: list[Json], names: list[str]) -> Json:
+def _coco(images: list[Json], annotations: list[Json], names: Iterable[str] = SHAPES) -> Json:
     categories = [
-        {
-            "id": CATEGORIES[name],
-            "name": name,
-            "isthing": int(name in SHAPES),
-            "supercategory": "shape" if name in SHAPES else "background",
-        }
+        {"id": CATEGORIES[name], "name": name}
+        | {"isthing": int(name in SHAPES), "supercategory": "shape" if name in SHAPES else "background"}
         for name in names
     ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
@@ -79,49 +62,44 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
     """Write one split; returns its rows of the files that hold all splits."""
     for folder in (split, f"panoptic_{split}", f"semantic_{split}", f"reason/{split}"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[Json]] = {}
+    rows: defaultdict[str, list[Json]] = defaultdict(list)
     grounded: list[Grounded] = []
-
-    def add(name: str, *records: Json) -> None:
-        rows.setdefault(name, []).extend(records)
-
     for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
-        scene = compose(seed, split, index, size)
+        scene = shapes.compose(seed, split, index, size)
         image_id = SPLITS[split] * 1_000_000 + index + 1
         name = f"{image_id:07d}"
-        Image.fromarray(render(scene)).save(root / split / f"{name}.jpg", quality=95, subsampling=0)
+        Image.fromarray(shapes.render(scene)).save(root / split / f"{name}.jpg", quality=95, subsampling=0)
         segments, ids, classes = _panoptic_segments(scene)
         write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids)
         Image.fromarray(classes).save(root / f"semantic_{split}" / f"{name}.png")
         image = {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size}
-        add("images", image)
-        add("panoptic", {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
+        rows["images"].append(image)
+        rows["panoptic"].append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
         annotations = _instance_annotations(scene, image_id)
-        add("annotations", *annotations)
-        add("refs", *_refs(scene, annotations, split))
-        add("grefs", *_grefs(scene, annotations, split, f"{split}/{name}.jpg"))
+        rows["annotations"] += annotations
+        rows["refs"] += _refs(scene, annotations, split)
+        rows["grefs"] += _grefs(scene, annotations, split, f"{split}/{name}.jpg")
         record = {"id": f"{split}-{name}", "image": f"{split}/{name}.jpg"}
-        add("captions", record | {"conversations": _llava([caption(scene)])})
-        add("conversations", record | {"conversations": _llava(questions(scene)[:3])})
-        grounded.append((image, *_groundings(scene)))
+        request, text, phrases = shapes.caption(scene)
+        rows["captions"].append(record | {"conversations": _llava([(request, text)])})
+        rows["conversations"].append(record | {"conversations": _llava(shapes.questions(scene)[:3])})
+        groundings = [(a, b, [encode_rle(scene.ids == n) for n in numbers]) for a, b, numbers in phrases]
+        grounded.append((image, text, groundings))
         if split == "val" or index % 3 == 0:  # prompts take the most time, and these are many
-            prompted = [a | _prompts(scene.ids == n, a["id"]) for n, a in enumerate(annotations)]
-            add("vgd", _vgd_record(image, prompted))
+            prompted = [_prompted(scene, annotation, number) for number, annotation in enumerate(annotations)]
+            rows["vgd"].append(_vgd_record(image, prompted))
             if split == "train" or index % 4 == 0:  # every object is a question of each kind
-                add("interactive", _psalm_record(image, prompted))
+                rows["interactive"].append(_psalm_record(image, prompted))
         if split == "val" or index % 5 == 0:
-            add("explanatory", *_write_reason(root / f"reason/{split}", scene, name))
+            rows["explanatory"] += _write_reason(root / f"reason/{split}", scene, name)
     _write_gcg(root, split, grounded)
-    names = list(CATEGORIES)
-    _write_json(root / f"annotations/panoptic_{split}.json", _coco(rows["images"], rows["panoptic"], names))
-    _write_json(root / f"annotations/instances_{split}.json", _coco(rows["images"], rows["annotations"], list(SHAPES)))
+    _write_json(root / f"annotations/panoptic_{split}.json", _coco(rows["images"], rows["panoptic"], CATEGORIES))
+    _write_json(root / f"annotations/instances_{split}.json", _coco(rows["images"], rows["annotations"]))
     for name in ("captions", "conversations", "vgd", "interactive"):
         _write_json(root / f"{name}/{split}.json", rows[name])
-    _write_json(root / f"reason/explanatory/{split}.json", rows.get("explanatory", []))
-    return {
-        "images": [image | {"file_name": f"{split}/{image['file_name']}"} for image in rows["images"]],
-        **{name: rows[name] for name in ("annotations", "refs", "grefs")},
-    }
+    _write_json(root / f"reason/explanatory/{split}.json", rows["explanatory"])
+    images = [image | {"file_name": f"{split}/{image['file_name']}"} for image in rows["images"]]
+    return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "grefs")}
 
 
 def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -130,24 +108,21 @@ def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
+def _box(mask: np.ndarray) -> list[int]:
+    x0, y0, x1, y1 = mask_box(mask)
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
 def _panoptic_segments(scene: Scene) -> tuple[list[Json], np.ndarray, np.ndarray]:
     """COCO's segments_info, the map of its ids, int64[S, S], which use all three bytes of the PNG, and the map of
     places in the list of categories, uint8[S, S]."""
     names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
     ids = 1 + 1_234_567 * np.arange(len(names))
-    segments = []
-    for number, name in enumerate(names):
-        mask = scene.ids == number
-        x0, y0, x1, y1 = mask_box(mask)
-        segments.append(
-            {
-                "id": int(ids[number]),
-                "category_id": CATEGORIES[name],
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-            }
-        )
+    masks = [scene.ids == number for number in range(len(names))]
+    segments = [
+        {"id": i, "category_id": CATEGORIES[name], "area": int(mask.sum()), "bbox": _box(mask), "iscrowd": 0}
+        for i, name, mask in zip(ids.tolist(), names, masks, strict=True)
+    ]
     places = np.array([list(CATEGORIES).index(name) for name in names], np.uint8)
     return segments, ids[scene.ids], places[scene.ids]
 
@@ -157,23 +132,12 @@ def _instance_annotations(scene: Scene, image_id: int) -> list[Json]:
     annotations = []
     for number, thing in enumerate(scene.things):
         mask = scene.ids == number
-        x0, y0, x1, y1 = mask_box(mask)
-        annotations.append(
-            {
-                "id": image_id * 10 + number,
-                "image_id": image_id,
-                "category_id": CATEGORIES[thing.shape],
-                "segmentation": encode_rle(mask),
-                "area": thing.area,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "attributes": {"colour": thing.colour, "texture": thing.texture, "size": thing.size},
-            }
-        )
+        annotations.append({
+            "id": image_id * 10 + number, "image_id": image_id, "category_id": CATEGORIES[thing.shape],
+            "segmentation": encode_rle(mask), "area": thing.area, "bbox": _box(mask), "iscrowd": 0,
+            "attributes": {"colour": thing.colour, "texture": thing.texture, "size": thing.size},
+        })  # fmt: skip
     return annotations
-
-
-# ---------------------------------------------------------------- expressions
 
 
 def _sentences(first_id: int, texts: list[str]) -> list[Json]:
@@ -182,21 +146,20 @@ def _sentences(first_id: int, texts: list[str]) -> list[Json]:
 
 def _refs(scene: Scene, annotations: list[Json], split: str) -> list[Json]:
     """RefCOCO's refs: one to three sentences of one `kind` (an extra key) for each thing that has any."""
-    rng = generator(scene.key, "refer")
+    rng = shapes.generator(scene.key, "refer")
     refs = []
-    for annotation, found in zip(annotations, expressions(scene), strict=True):
+    for annotation, found in zip(annotations, shapes.expressions(scene), strict=True):
         first = (0, 0, 1, 2)[rng.integers(4)]  # attributes half of the time
         kind = next((k for k in KINDS[first:] + KINDS[:first] if found[k]), "")
         if not kind:
             continue
         chosen = rng.permutation(found[kind])[: rng.integers(1, 4)].tolist()
         sentences = _sentences(annotation["id"] * 10, chosen)
-        keys = {key: annotation[key] for key in ("image_id", "category_id")}
-        refs.append(
-            keys
-            | {"ref_id": annotation["id"], "ann_id": annotation["id"], "split": split, "kind": kind}
-            | {"sentences": sentences, "sent_ids": [sentence["sent_id"] for sentence in sentences]}
-        )
+        refs.append({
+            "image_id": annotation["image_id"], "category_id": annotation["category_id"], "ref_id": annotation["id"],
+            "ann_id": annotation["id"], "split": split, "kind": kind, "sentences": sentences,
+            "sent_ids": [sentence["sent_id"] for sentence in sentences],
+        })  # fmt: skip
     return refs
 
 
@@ -204,30 +167,22 @@ def _grefs(scene: Scene, annotations: list[Json], split: str, file_name: str) ->
     """gRefCOCO's refs: several targets, one, and none (`ann_id` [-1])."""
     image_id = annotations[0]["image_id"]
     refs = []
-    for number, (words, meant) in enumerate(generalised(scene)):
-        ref_id = image_id * 10 + number
+    for ref_id, (words, meant) in enumerate(shapes.generalised(scene), image_id * 10):
         (sentence,) = _sentences(ref_id, [words])
-        refs.append(
-            {
-                "image_id": image_id,
-                "split": split,
-                "sentences": [sentence | {"exist": bool(meant)}],
-                "file_name": file_name,
-                "category_id": [annotations[i]["category_id"] for i in meant] or [-1],
-                "ann_id": [annotations[i]["id"] for i in meant] or [-1],
-                "sent_ids": [ref_id],
-                "ref_id": ref_id,
-                "no_target": not meant,
-            }
-        )
+        refs.append({
+            "image_id": image_id, "split": split, "sentences": [sentence | {"exist": bool(meant)}],
+            "file_name": file_name, "category_id": [annotations[i]["category_id"] for i in meant] or [-1],
+            "ann_id": [annotations[i]["id"] for i in meant] or [-1], "sent_ids": [ref_id], "ref_id": ref_id,
+            "no_target": not meant,
+        })  # fmt: skip
     return refs
 
 
 def _write_reason(folder: Path, scene: Scene, name: str) -> list[Json]:
     """ReasonSeg's pair of files for one thing that a rule singles out, if a polygon can say its mask; returns the
     record of `explanatory`."""
-    rng = generator(scene.key, "reasoning")
-    able = reasoning(scene)
+    rng = shapes.generator(scene.key, "reasoning")
+    able = shapes.reasoning(scene)
     chosen = next((able[i] for i in rng.permutation(len(able)) if _outline(scene.ids == able[i][0])), None)
     if chosen is None:
         return []
@@ -261,36 +216,30 @@ def _outline(mask: np.ndarray) -> list[list[int]]:
     return path
 
 
-# ---------------------------------------------------------------- visual prompts
+def _prompted(scene: Scene, annotation: Json, number: int) -> tuple[Json, Json]:
+    """An annotation without its attributes, and the RLE of each visual prompt that is drawn from it."""
+    rng = np.random.default_rng(key("prompt", annotation["id"]))
+    prompts = visual_prompts(scene.ids == number, rng, scale=PROMPT_SCALE)
+    plain = {name: value for name, value in annotation.items() if name != "attributes"}
+    return plain, {kind: encode_rle(prompt) for kind, prompt in prompts.items()}
 
 
-def _prompts(mask: np.ndarray, annotation_id: int) -> Json:
-    prompts = visual_prompts(mask, np.random.default_rng(key("prompt", annotation_id)), scale=PROMPT_SCALE)
-    return {"prompts": {kind: encode_rle(prompt) for kind, prompt in prompts.items()}}
-
-
-def _vgd_record(image: Json, prompted: list[Json]) -> Json:
-    info = {"file_name": image["file_name"], "image_id": image["id"]} | {k: image[k] for k in ("height", "width")}
+def _vgd_record(image: Json, prompted: list[tuple[Json, Json]]) -> Json:
+    name, size = image["file_name"], {"height": image["height"], "width": image["width"]}
     annotations = [
-        _without(a) | {"bbox_mode": 1, "visual_prompts": {f"{k}_visual_prompt": rle for k, rle in a["prompts"].items()}}
-        for a in prompted  # mode 1: x, y, width, height
+        plain | {"bbox_mode": 1, "visual_prompts": {f"{kind}_visual_prompt": rle for kind, rle in prompts.items()}}
+        for plain, prompts in prompted  # mode 1: x, y, width, height
     ]
-    record = {"image_file": image["file_name"], "image_id": image["id"], "image_info": info}
-    return record | {"image_size": [image["height"], image["width"]], "annotations": annotations}
+    info = {"file_name": name, "image_id": image["id"]} | size
+    record = {"image_file": name, "image_id": image["id"], "image_info": info, "image_size": list(size.values())}
+    return record | {"annotations": annotations}
 
 
-def _psalm_record(image: Json, prompted: list[Json]) -> Json:
+def _psalm_record(image: Json, prompted: list[tuple[Json, Json]]) -> Json:
     annotations = [
-        _without(a) | {f"{kind}_visual_prompt_mask": rle for kind, rle in a["prompts"].items()} for a in prompted
+        plain | {f"{kind}_visual_prompt_mask": rle for kind, rle in prompts.items()} for plain, prompts in prompted
     ]
     return {"image": image["file_name"], "image_info": image, "anns": annotations}
-
-
-def _without(annotation: Json) -> Json:
-    return {key: value for key, value in annotation.items() if key not in ("prompts", "attributes")}
-
-
-# ---------------------------------------------------------------- grounded captions
 
 
 Grounded = tuple[Json, str, list[tuple[int, int, list[Json]]]]  # image, caption, (begin, end, RLE of each mask)
@@ -312,11 +261,6 @@ def _write_gcg(root: Path, split: str, found: list[Grounded]) -> None:
     _write_json(root / "gcg/flickr_train.json", _flickr(found[2::3]))
 
 
-def _groundings(scene: Scene) -> tuple[str, list[tuple[int, int, list[Json]]]]:
-    _, text, phrases = grounded_caption(scene)
-    return text, [(a, b, [encode_rle(scene.ids == n) for n in numbers]) for a, b, numbers in phrases]
-
-
 def _mask_truth(found: list[Grounded]) -> Json:
     pairs = [(image, rle) for image, _, phrases in found for _, _, rles in phrases for rle in rles]
     annotations = [
@@ -330,8 +274,8 @@ def _mask_truth(found: list[Grounded]) -> Json:
 def _grandf(found: list[Grounded]) -> Iterator[Json]:
     for image, text, phrases in found:
         groundings = {text[a:b]: {"token_positives": [a, b], "rle_masks": rles} for a, b, rles in phrases}
-        keys = {key: image[key] for key in ("file_name", "height", "width")}
-        yield keys | {"image_id": image["id"], "caption": text, "groundings": groundings}
+        record = {"file_name": image["file_name"], "height": image["height"], "width": image["width"]}
+        yield record | {"image_id": image["id"], "caption": text, "groundings": groundings}
 
 
 def _refcocog(found: list[Grounded]) -> Iterator[Json]:

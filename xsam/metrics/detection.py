@@ -28,9 +28,8 @@ class InstanceAP:
     ) -> None:
         """Keep one image of `size` (H, W).
 
-        gt: `category` (int), `rle`, `crowd` (bool) and optionally `area`, which decides between APs, APm
-        and APl (default: the area of the mask; COCO's own files state that of the polygon). preds:
-        `category`, `rle`, `score`.
+        gt: `category` (int), `rle`, `crowd` (bool) and optionally `area`, which decides between APs, APm and APl
+        (default: the area of the mask; COCO's own files state that of the polygon). preds: `category`, `rle`, `score`.
         """
         assert image_id not in self.images, f"image {image_id} was counted before"
         self.images[image_id] = size, list(gt), list(preds)
@@ -43,8 +42,7 @@ class InstanceAP:
     def compute(self) -> dict[str, float | None]:
         """`AP AP50 AP75 APs APm APl AR1 AR10 AR100`, None where the ground truth has no such object."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth, found = self._coco()
-            evaluation = COCOeval(truth, found, "segm")
+            evaluation = COCOeval(*self._coco(), "segm")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -52,35 +50,23 @@ class InstanceAP:
         return dict(zip(NAMES, values, strict=True))
 
     def _coco(self) -> tuple[COCO, COCO]:
-        images: list[dict[str, Any]] = []
-        truths: list[dict[str, Any]] = []
-        preds: list[dict[str, Any]] = []
-        for image_id, (size, gt, found) in self.images.items():
-            images.append({"id": image_id, "height": size[0], "width": size[1]})
-            for item in gt:
-                crowd, area = int(item["crowd"]), item.get("area")
-                truths.append(_annotation(image_id, item, iscrowd=crowd, id=len(truths) + 1))
-                if area is not None:
-                    truths[-1]["area"] = area
-            preds += [_annotation(image_id, item, score=item["score"]) for item in found]
-        for number, item in enumerate(preds):
-            item["id"] = number + 1  # pycocotools takes an id of 0 for "no match"
-        return _index(images, truths, truths), _index(images, preds, truths)
+        images = [{"id": id, "height": size[0], "width": size[1]} for id, (size, _, _) in self.images.items()]
+        truths = [_annotation(id, item) for id, (_, gt, _) in self.images.items() for item in gt]
+        preds = [_annotation(id, item) for id, (_, _, found) in self.images.items() for item in found]
+        categories = [{"id": id} for id in sorted({item["category_id"] for item in truths})]
+        sides = COCO(), COCO()
+        for coco, annotations in zip(sides, (truths, preds), strict=True):
+            for number, annotation in enumerate(annotations, start=1):  # pycocotools takes an id of 0 for "no match"
+                annotation["id"] = number
+            coco.dataset = {"images": images, "annotations": annotations, "categories": categories}
+            coco.createIndex()
+        return sides
 
 
-def _annotation(image_id: Hashable, item: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    area = float(coco_mask.area(item["rle"]))
+def _annotation(image_id: Hashable, item: Mapping[str, Any]) -> dict[str, Any]:
+    area = item.get("area")
     return {
-        "image_id": image_id,
-        "category_id": item["category"],
-        "segmentation": item["rle"],
-        "area": area,
-    } | more
-
-
-def _index(images: list[Any], annotations: list[Any], truths: list[Any]) -> COCO:
-    coco = COCO()
-    categories = [{"id": id} for id in sorted({item["category_id"] for item in truths})]
-    coco.dataset = {"images": images, "annotations": annotations, "categories": categories}
-    coco.createIndex()
-    return coco
+        "image_id": image_id, "category_id": item["category"], "segmentation": item["rle"],
+        "area": float(coco_mask.area(item["rle"])) if area is None else area,
+        "iscrowd": int(item.get("crowd", False)), "score": item.get("score"),
+    }  # fmt: skip

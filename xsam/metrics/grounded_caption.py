@@ -20,7 +20,6 @@ from .detection import InstanceAP
 log = logging.getLogger("xsam")
 
 MATCH = 0.5  # least IoU and least similarity of phrases of a pair that counts as recalled
-METEOR_NEEDS = "METEOR is not computed: it needs Java and the package pycocoevalcap"
 
 Captions = Mapping[Any, tuple[str, Sequence[str]]]  # by image: what was said, what should have been
 
@@ -47,17 +46,10 @@ class GroundedCaptionScore:
             raise UserError(f"similarity={self.similarity!r} is unknown; there is: {', '.join(SIMILARITIES)}")
 
     def update(
-        self,
-        image_id: int | str,
-        size: tuple[int, int],
-        *,
-        caption: str,
-        phrases: Sequence[str],
-        masks: Sequence[RLE],
-        true_captions: Sequence[str],
-        true_phrases: Sequence[str],
-        true_masks: Sequence[RLE],
-    ) -> None:
+        self, image_id: int | str, size: tuple[int, int], *,
+        caption: str, phrases: Sequence[str], masks: Sequence[RLE],
+        true_captions: Sequence[str], true_phrases: Sequence[str], true_masks: Sequence[RLE],
+    ) -> None:  # fmt: skip
         """Count one image of `size` (H, W); a failed answer has an empty caption and no masks.
 
         phrases[i] names masks[i], true_phrases[i] true_masks[i]; GLaMM's files may have fewer phrases than masks.
@@ -65,9 +57,8 @@ class GroundedCaptionScore:
         """
         for rle in (*masks, *true_masks):
             if tuple(rle["size"]) != tuple(size):
-                raise UserError(
-                    f"image {image_id}: a mask is {rle['size']}, the image {list(size)}; sizes must be equal"
-                )
+                sizes = f"a mask is {rle['size']}, the image {list(size)}"
+                raise UserError(f"image {image_id}: {sizes}; sizes must be equal")
         truths = [{"category": 1, "rle": rle, "crowd": False} for rle in true_masks]
         self.detections.update(image_id, size, truths, [{"category": 1, "rle": rle, "score": 1.0} for rle in masks])
         self.captions[image_id] = caption, list(true_captions)
@@ -76,18 +67,14 @@ class GroundedCaptionScore:
             ious = np.asarray(coco_mask.iou(list(masks), list(true_masks), [0] * len(true_masks))).T
         pairs = pair(ious)
         mean = float(np.mean([ious[i, j] for i, j in pairs])) if pairs else 0.0
-        recalled = self._recalled(ious, pairs, true_phrases, phrases) if self.similarity else 0
-        self.totals += [1, mean, len(true_phrases), recalled]
-
-    def _recalled(
-        self, ious: np.ndarray, pairs: Sequence[tuple[int, int]], true_phrases: Sequence[str], phrases: Sequence[str]
-    ) -> int:
-        similar = SIMILARITIES[self.similarity]
-        for count, (i, j) in enumerate(pairs):
+        recalled = 0
+        for i, j in pairs if self.similarity else ():
             named = i < len(true_phrases) and j < len(phrases)
+            similar = SIMILARITIES[self.similarity]
             if not named or ious[i, j] < MATCH or similar(true_phrases[i], phrases[j]) < MATCH:
-                return count
-        return len(pairs)
+                break
+            recalled += 1
+        self.totals += [1, mean, len(true_phrases), recalled]
 
     def merge(self, other: "GroundedCaptionScore") -> None:
         """Add the images of another process."""
@@ -117,9 +104,6 @@ def pair(ious: np.ndarray) -> list[tuple[int, int]]:
         pairs.append((row, column))
         left[row], left[:, column] = 0, 0
     return pairs
-
-
-# ---------------------------------------------------------------- captions
 
 
 def cider(captions: Captions) -> float | None:
@@ -172,7 +156,7 @@ def meteor(captions: Captions) -> float | None:
     except ImportError:
         program = None
     if program is None:
-        log.warning(METEOR_NEEDS)
+        log.warning("METEOR is not computed: it needs Java and the package pycocoevalcap")
     if program is None or not captions:
         return None
     said = {image: [tokenize(caption)] for image, (caption, _) in captions.items()}
@@ -203,9 +187,6 @@ def tokenize(caption: str) -> str:
     tokens = _TOKEN.findall(caption.lower().translate(_QUOTES))
     kept = (_BRACKETS.get(token, token) for token in tokens if token not in _PUNCTUATION)
     return " ".join(token.replace(" ", "\N{NO-BREAK SPACE}") for token in kept)
-
-
-# ---------------------------------------------------------------- similarity of phrases
 
 
 def jaccard(first: str, second: str) -> float:

@@ -14,15 +14,12 @@ NOTHING_IGNORED = np.zeros((0, 0), bool)
 class ReferringIoU:
     """cIoU, gIoU, N_acc, T_acc and Pr@X in percent; an empty mask means "no target" or "nothing predicted".
 
-    cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more;
-    gIoU is the mean of the samples' IoU, 1 where both masks are empty. There is no epsilon. The names and
-    the no-target rules are those of gRefCOCO (arXiv 2306.00968).
+    cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more; gIoU is the
+    mean of the samples' IoU, 1 where both masks are empty. There is no epsilon. The names and the no-target rules are
+    those of gRefCOCO (arXiv 2306.00968).
     """
 
-    totals: np.ndarray = field(init=False)  # float64[7 + 5], the sums over samples of what `_measure` returns
-
-    def __post_init__(self) -> None:
-        self.totals = np.zeros(7 + len(THRESHOLDS))
+    totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))  # sums of what `_measure` returns
 
     def update(
         self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED, *, failed: bool = False
@@ -30,8 +27,7 @@ class ReferringIoU:
         """Count one sample: masks bool[H, W]; pixels in `ignore` (may be empty) count in neither.
 
         Where nothing was predicted because there was no usable answer at all (`failed`), that there is no target does
-        not make it right.
-        Raises UserError if the sizes differ.
+        not make it right. Raises UserError if the sizes differ.
         """
         for other in (pred, ignore) if ignore.size else (pred,):
             if other.shape != gt.shape:
@@ -45,17 +41,13 @@ class ReferringIoU:
         self.totals += other.totals
 
     def compute(self) -> dict[str, float | None]:
-        """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over the
-        samples with a target, `N_acc` (nothing predicted) over the rest; None where there are none, cIoU
-        also without a single pixel in any mask.
-        """
+        """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over those with a
+        target, `N_acc` (nothing predicted) over the rest; None where there are none, cIoU also without any pixel."""
         samples, targets, inter, union, iou, found, refused, *precise = self.totals.tolist()
         return {
-            "cIoU": _percent(inter, union),
-            "gIoU": _percent(iou, samples),
-            "N_acc": _percent(refused, samples - targets),
-            "T_acc": _percent(found, targets),
-        } | {f"Pr@{x}": _percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}
+            "cIoU": _percent(inter, union), "gIoU": _percent(iou, samples),
+            "N_acc": _percent(refused, samples - targets), "T_acc": _percent(found, targets),
+        } | {f"Pr@{x}": _percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}  # fmt: skip
 
 
 @dataclass

@@ -12,10 +12,9 @@ from ..structures import UserError
 class PanopticQuality:
     """PQ, SQ and RQ in percent over all categories, things (`_th`) and stuff (`_st`).
 
-    A predicted and a true segment of the same category match if their IoU is above 0.5, the void of the
-    ground truth taken out of the union. A prediction without a match is no error if more than half of it
-    lies on void or on crowd regions of its own category. Categories without any segment do not count in the
-    means.
+    A predicted and a true segment of the same category match if their IoU is above 0.5, the void of the ground truth
+    taken out of the union. A prediction without a match is no error if more than half of it lies on void or on crowd
+    regions of its own category. Categories without any segment do not count in the means.
     """
 
     categories: Mapping[int, bool]  # category id -> is it a thing
@@ -25,18 +24,13 @@ class PanopticQuality:
         self.totals = np.zeros((len(self.categories), 4))
 
     def update(
-        self,
-        pred: np.ndarray,
-        pred_segments: Mapping[int, int],
-        gt: np.ndarray,
-        gt_segments: Mapping[int, int],
+        self, pred: np.ndarray, pred_segments: Mapping[int, int], gt: np.ndarray, gt_segments: Mapping[int, int],
         crowd: Collection[int] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Count one image: two maps int[H, W] of segment ids, 0 = void, and the category of each id.
 
-        `crowd` names the ids of the ground truth that are crowd regions. Raises UserError for maps of
-        different sizes, an id in a map without a category, a predicted segment without a pixel, or an
-        unknown category.
+        `crowd` names the ids of the ground truth that are crowd regions. Raises UserError for maps of different sizes,
+        an id in a map without a category, a predicted segment without a pixel, or an unknown category.
         """
         if pred.shape != gt.shape:
             raise UserError(f"the predicted map is {pred.shape}, the true one {gt.shape}; sizes must be equal")
@@ -74,11 +68,8 @@ class PanopticQuality:
         seen = self.totals[:, 1:].any(1)
         metrics: dict[str, float | None] = {}
         for suffix, group in (("", seen), ("_th", seen & thing), ("_st", seen & ~thing)):
-            means = _quality(self.totals[group]).mean(0) if group.any() else [None] * 3
-            metrics |= {
-                f"{name}{suffix}": None if value is None else float(value)
-                for name, value in zip(("PQ", "SQ", "RQ"), means, strict=True)
-            }
+            means = _quality(self.totals[group]).mean(0).tolist() if group.any() else [None] * 3
+            metrics |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
         return metrics
 
     def per_category(self) -> dict[int, dict[str, float]]:

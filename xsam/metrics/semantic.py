@@ -15,9 +15,7 @@ class SemanticIoU:
     """mIoU and pixel accuracy in percent, from one confusion matrix over all images."""
 
     num_classes: int
-    confusion: np.ndarray = field(
-        init=False
-    )  # int64[K, K + 1], rows = ground truth, columns = prediction, NOTHING last
+    confusion: np.ndarray = field(init=False)  # int64[K, K + 1], rows = truth, columns = prediction, NOTHING last
 
     def __post_init__(self) -> None:
         self.confusion = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
@@ -52,8 +50,5 @@ class SemanticIoU:
             return {"mIoU": None, "mIoU_all": None, "pACC": None}
         union = truth + predicted - hit
         iou = 100 * hit / np.maximum(union, 1)
-        return {
-            "mIoU": float(iou[truth > 0].mean()),
-            "mIoU_all": float(iou[union > 0].mean()),
-            "pACC": float(100 * hit.sum() / truth.sum()),
-        }
+        means = iou[truth > 0].mean(), iou[union > 0].mean(), 100 * hit.sum() / truth.sum()
+        return dict(zip(("mIoU", "mIoU_all", "pACC"), map(float, means), strict=True))

@@ -22,31 +22,23 @@ class Connector(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int = 512,
-        out_channels: Sequence[int] = (512, 1024, 2048),
+        self, in_channels: int, hidden_channels: int = 512, out_channels: Sequence[int] = (512, 1024, 2048),
         scales: Sequence[float] = (2, 1, 0.5),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.scales = tuple(scales)
         self.branches = nn.ModuleList()
         for channels, scale in zip(out_channels, scales, strict=True):
             unshuffled = int(channels * scale**2)
             if unshuffled != channels * scale**2:
-                raise UserError(
-                    f"connector: out_channels {channels} at scale {scale} is not a multiple of {scale**-2:g}"
-                )
-            self.branches.append(
-                nn.Sequential(
-                    nn.Conv2d(in_channels, hidden_channels, 1, bias=False),
-                    LayerNorm2d(hidden_channels, eps=1e-6),
-                    nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False),
-                    LayerNorm2d(hidden_channels, eps=1e-6),
-                    nn.Conv2d(hidden_channels, unshuffled, 1, bias=False),
-                    LayerNorm2d(unshuffled, eps=1e-6),
-                )
-            )
+                problem = f"out_channels {channels} at scale {scale} is not a multiple of {scale**-2:g}"
+                raise UserError(f"connector: {problem}")
+            self.branches.append(nn.Sequential(
+                nn.Conv2d(in_channels, hidden_channels, 1, bias=False), LayerNorm2d(hidden_channels, eps=1e-6),
+                nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False),
+                LayerNorm2d(hidden_channels, eps=1e-6),
+                nn.Conv2d(hidden_channels, unshuffled, 1, bias=False), LayerNorm2d(unshuffled, eps=1e-6),
+            ))  # fmt: skip
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
         """One float[B, h, w, C] per level -> float[B, out_channels[i], h * scales[i], w * scales[i]]."""

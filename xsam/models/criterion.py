@@ -93,17 +93,14 @@ class Criterion:
         draws = draws or self._draw(items.keys, items.targets, L, Q, embeds.device)
         class_probs = class_logits.detach().softmax(-1)
         with torch.no_grad():
-            costs = [
-                self.matcher.costs(
-                    *_at_points(embeds[:, d], features[items.image[d]], items.targets[d], draws.matcher[:, d]),
-                    class_probs[:, d],
-                    items.targets[d].labels,
-                )
-                for d in range(D)
-            ]
+            costs = []
+            for d, target in enumerate(items.targets):
+                points = _at_points(embeds[:, d], features[items.image[d]], target, draws.matcher[:, d])
+                costs.append(self.matcher.costs(*points, class_probs[:, d], target.labels))
             matches = self.matcher.assign(costs)
 
-        classes = torch.full((L, D, Q), class_logits.shape[-1] - 1, device=embeds.device)
+        none = class_logits.shape[-1] - 1
+        classes = torch.full((L, D, Q), none, device=embeds.device)
         # Without any target the mask embeddings still belong to the graph, as on every other rank.
         mask_sum = dice_sum = 0 * embeds.sum((1, 2, 3))
         start = 0
@@ -121,7 +118,6 @@ class Criterion:
                 dice_sum = dice_sum + dice.view(L, M).sum(1)
             start += M
 
-        none = class_logits.shape[-1] - 1
         weight = torch.where(classes == none, self.no_object_weight, 1.0)
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view(L, D, Q)
         cls_sum = (nll * weight).sum((1, 2))

@@ -40,16 +40,13 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, queries: Tensor, values: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Gather from the levels.
+        """Gather from the levels, float[B, S, C].
 
         Args:
             queries: float[B, S, C], tokens plus their positions.
             values: float[B, S, C], tokens, levels one after the other, each row-major.
             references: float[S, 2], (x, y) in [0, 1] of every query.
             shapes: (h, w) of each level.
-
-        Returns:
-            float[B, S, C].
         """
         B, S, _ = queries.shape
         A, V, P = self.num_heads, self.num_levels, self.num_points
@@ -65,15 +62,12 @@ class DeformableAttention(nn.Module):
 
 
 def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Weighted bilinear samples, one `grid_sample` a level; nothing outside the map.
+    """Weighted bilinear samples, float[B, S, A * c], one `grid_sample` a level; nothing outside the map.
 
     Args:
         value: float[B, S, A, c].
         locations: float[B, S, A, V, P, 2], (x, y) in [0, 1].
         weights: float[B, S, A, V, P].
-
-    Returns:
-        float[B, S, A * c].
     """
     B, S, A, c = value.shape
     grids = (2 * locations - 1).permute(0, 2, 1, 3, 4, 5).flatten(0, 1)  # [B * A, S, V, P, 2]

@@ -1,9 +1,9 @@
 """Image encoders: SAM's ViT, SigLIP, and any timm ViT in either role.
 
-All take square, normalised float images of one fixed `image_size` and have `mean` and `std` (of pixels in
-0..1), `channels` and `gradient_checkpointing_enable()`. A vision encoder returns the tokens that the language
-model reads, float[B, N, C]; a segmentation encoder returns channels-last maps float[B, h, w, C] by
-hidden-state index: 0 stands before the first block, k after k blocks.
+All take square, normalised float images of one fixed `image_size` and have `mean` and `std` (of pixels in 0..1),
+`channels` and `gradient_checkpointing_enable()`. A vision encoder returns the tokens that the language model reads,
+float[B, N, C]; a segmentation encoder returns channels-last maps float[B, h, w, C] by hidden-state index: 0 stands
+before the first block, k after k blocks.
 """
 
 import itertools
@@ -26,9 +26,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ResidualStem(nn.Module):
     """Patch embedding as a small residual CNN, float[B, 3, S, S] -> float[B, channels, S / patch, S / patch].
 
-    A linear patch embedding needs large-scale pre-training before a ViT sees shapes; this one learns from a
-    few thousand images. log2(patch_size) strided convolutions, each followed by a residual block; the width
-    doubles up to `channels`.
+    A linear patch embedding needs large-scale pre-training before a ViT sees shapes; this one learns from a few
+    thousand images. log2(patch_size) strided convolutions, each with a residual block; the width doubles each time.
     """
 
     def __init__(self, channels: int, patch_size: int) -> None:
@@ -77,20 +76,18 @@ class Encoder(nn.Module):
         return block(x, *args)
 
     def _check_size(self, images: Tensor) -> None:
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            h, w = images.shape[-2:]
-            raise UserError(
-                f"{type(self).__name__} was built for image_size={self.image_size} and got {h} x {w}; "
-                "give the encoder and the images the same size"
-            )
+        h, w = images.shape[-2:]
+        if h != self.image_size or w != self.image_size:
+            built = f"{type(self).__name__} was built for image_size={self.image_size}"
+            raise UserError(f"{built} and got {h} x {w}; give the encoder and the images the same size")
 
 
 class SamAttention(nn.Module):
     """Self-attention on a square grid with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
 
-    score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two terms
-    depend on j only through its row and its column, so they are extra columns of q against one-hot columns of
-    k: one fused attention, no N x N bias in memory.
+    score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two depend on j only
+    through its row and its column, so they are extra columns of q against one-hot columns of k: one fused attention,
+    no N x N bias in memory.
     """
 
     def __init__(self, channels: int, num_heads: int, side: int) -> None:
@@ -130,9 +127,8 @@ class SamLayer(nn.Module):
         self.attn = SamAttention(channels, num_heads, window_size or grid)
         self.layer_norm2 = nn.LayerNorm(channels, eps=1e-6)
         hidden = int(channels * mlp_ratio)
-        self.mlp = nn.Sequential(
-            OrderedDict(lin1=nn.Linear(channels, hidden), gelu=nn.GELU(), lin2=nn.Linear(hidden, channels))
-        )
+        layers = OrderedDict(lin1=nn.Linear(channels, hidden), gelu=nn.GELU(), lin2=nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, h, w, C] -> the same shape."""
@@ -159,24 +155,15 @@ class SamEncoder(Encoder):
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
-        self,
-        *,
-        image_size: int = 1024,
-        patch_size: int = 16,
-        channels: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        window_size: int = 14,
-        global_blocks: Sequence[int] = (5, 11, 17, 23),
-        stem: str = "patchify",
-    ) -> None:
+        self, *, image_size: int = 1024, patch_size: int = 16, channels: int = 1024, depth: int = 24,
+        num_heads: int = 16, mlp_ratio: float = 4.0, window_size: int = 14,
+        global_blocks: Sequence[int] = (5, 11, 17, 23), stem: str = "patchify",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.image_size, self.channels = image_size, channels
         self.grid = image_size // patch_size
         self.global_blocks = tuple(global_blocks)
-        projection = nn.Conv2d(3, channels, patch_size, stride=patch_size)
-        patchify = nn.Sequential(OrderedDict(projection=projection))
+        patchify = nn.Sequential(OrderedDict(projection=nn.Conv2d(3, channels, patch_size, stride=patch_size)))
         self.patch_embed = _stem(stem, channels, patch_size, patchify)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid, self.grid, channels))
         self.layers = nn.ModuleList(
@@ -218,15 +205,13 @@ def _check_indices(indices: Sequence[int], first: int, depth: int) -> None:
 
 
 def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: str = "") -> dict[str, Tensor]:
-    """A copy of a SAM state dict with its positions interpolated to the size of `encoder`.
+    """A copy of a SAM state dict with its positions interpolated to the size of `encoder`; `prefix`: before each name.
 
-    Changes `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear); the rest,
-    windowed tables included, does not depend on the size. `prefix` stands before each name.
+    Changes `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear).
     """
     state = dict(state)
     name = f"{prefix}pos_embed"
-    grid = state[name].float().permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(encoder.grid, encoder.grid), mode="bilinear")
+    grid = F.interpolate(state[name].float().permute(0, 3, 1, 2), size=(encoder.grid, encoder.grid), mode="bilinear")
     state[name] = grid.permute(0, 2, 3, 1).to(state[name].dtype)
     for block, axis in itertools.product(encoder.global_blocks, "hw"):
         name = f"{prefix}layers.{block}.attn.rel_pos_{axis}"
@@ -247,36 +232,23 @@ def resize_grid(table: Tensor, cells: int) -> Tensor:
 class SiglipEncoder(Encoder):
     """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
 
-    X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are
-    not built. Layers and names are those of transformers' SiglipVisionModel.
+    X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are not built.
+    Layers and names are those of transformers' SiglipVisionModel.
     """
 
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(
-        self,
-        *,
-        image_size: int = 384,
-        patch_size: int = 14,
-        channels: int = 1152,
-        depth: int = 27,
-        num_heads: int = 16,
-        mlp_channels: int = 4304,
-        stem: str = "patchify",
-    ) -> None:
+        self, *, image_size: int = 384, patch_size: int = 14, channels: int = 1152, depth: int = 27,
+        num_heads: int = 16, mlp_channels: int = 4304, stem: str = "patchify",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.image_size, self.channels = image_size, channels
-        config = SiglipVisionConfig(
-            hidden_size=channels,
-            intermediate_size=mlp_channels,
-            num_hidden_layers=depth - 1,
-            num_attention_heads=num_heads,
-            image_size=image_size,
-            patch_size=patch_size,
-            vision_use_head=False,
+        tower = SiglipVisionModel(SiglipVisionConfig(
+            hidden_size=channels, intermediate_size=mlp_channels, num_hidden_layers=depth - 1,
+            num_attention_heads=num_heads, image_size=image_size, patch_size=patch_size, vision_use_head=False,
             attn_implementation="sdpa",
-        )
-        tower = SiglipVisionModel(config)
+        ))  # fmt: skip
         self.embeddings, self.encoder = tower.embeddings, tower.encoder
         self.embeddings.patch_embedding = _stem(stem, channels, patch_size, self.embeddings.patch_embedding)
 

@@ -38,13 +38,9 @@ class Spliced:
 
 
 def splice(
-    embed_tokens: nn.Module,
-    input_ids: Tensor,
-    lengths: Tensor,
-    image_tokens: Tensor,
-    image_index: Tensor,
+    embed_tokens: nn.Module, input_ids: Tensor, lengths: Tensor, image_tokens: Tensor, image_index: Tensor,
     regions: Tensor,
-) -> Spliced:
+) -> Spliced:  # fmt: skip
     """Replace every image placeholder by all tokens of the row's image, every region placeholder by its feature.
 
     Args:
@@ -69,9 +65,8 @@ def splice(
     source = torch.cat([text.flatten(0, 1), *features])
     index = torch.zeros((B, int(ends[:, -1].max()) if T else 0), dtype=torch.long, device=input_ids.device)
     index[rows[~is_image], positions[~is_image]] = torch.arange(B * T, device=index.device).view(B, T)[~is_image]
-    index[rows[is_region], positions[is_region]] = (
-        B * T + image_tokens.shape[0] * n + torch.arange(len(regions), device=index.device)
-    )
+    after_images = B * T + image_tokens.shape[0] * n
+    index[rows[is_region], positions[is_region]] = after_images + torch.arange(len(regions), device=index.device)
     inside = torch.arange(n, device=index.device)
     where = positions[is_image][:, None] + inside
     index[rows[is_image][:, None], where] = B * T + image_index[rows[is_image]][:, None] * n + inside

@@ -101,12 +101,9 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(MaskDecoderLayer(channels, num_heads, feedforward) for _ in range(depth))
         self.layer_norm = nn.LayerNorm(channels)
         self.mask_embedder = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
             nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-        )
+        )  # fmt: skip
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -114,17 +111,13 @@ class MaskDecoder(nn.Module):
     def forward(
         self, levels: Sequence[Tensor], mask_features: Tensor, item_image: Tensor, seg_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Decode D items.
+        """Normalised query states and mask embeddings of D items, both float[L, D, Q, C].
 
         Args:
             levels: float[I, C, h, w], coarsest first; block l reads level l modulo their number.
-            mask_features: float[I, C, h0, w0].
+            mask_features: float[I, C, h0, w0]; mask logits are `mask_embeds @ mask_features`.
             item_image: int64[D].
             seg_embeds: float[D, C], added to every query's content; zeros without language.
-
-        Returns:
-            Normalised query states and mask embeddings, both float[L, D, Q, C]; mask logits are
-            `mask_embeds @ mask_features`.
         """
         keys, values, features = [], [], []
         for level, embed in zip(levels, self.level_embed, strict=True):

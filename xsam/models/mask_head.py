@@ -16,16 +16,8 @@ class ConditionClassifier(nn.Module):
         self.background = nn.Parameter(torch.randn(1, channels))
 
     def forward(self, states: Tensor, conditions: Tensor, valid: Tensor) -> Tensor:
-        """Score every query against every condition.
-
-        Args:
-            states: float[L, D, Q, C].
-            conditions: float[D, K, C], rows past an item's own conditions are padding.
-            valid: bool[D, K], false for padding.
-
-        Returns:
-            float32[L, D, Q, K + 1]; the last column is the background, padding is -1e9.
-        """
+        """Score queries float[L, D, Q, C] against conditions float[D, K, C], of which bool[D, K] are no padding:
+        float32[L, D, Q, K + 1]; the last column is the background, padding is -1e9."""
         rows = torch.cat([conditions, self.background.expand(len(conditions), -1, -1).to(conditions.dtype)], dim=1)
         cosine = F.normalize(states.float(), dim=-1) @ F.normalize(rows.float(), dim=-1).transpose(1, 2)
         logits = (self.logit_scale.float().exp() * cosine).clamp(-500, 500)

@@ -21,15 +21,12 @@ class Matches:
 def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples of masks that are held as id maps, without ever making the masks.
 
-    Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside.
+    Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
 
     Args:
         ids: int16[layers, S, S], -1 = none.
         index: int64[N], the masks.
         points: float[P, 2] shared by the masks, or float[N, P, 2]; (x, y) in [0, 1].
-
-    Returns:
-        float32[N, P].
     """
     layers, height, width = ids.shape
     flat = F.pad(ids.flatten(1), (0, 1), value=-1)  # the last cell stands for everything outside
@@ -44,11 +41,10 @@ def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
             x, y = corner[..., 0] + dx, corner[..., 1] + dy
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             cell = torch.where(inside, y * width + x, height * width)
-            weight = (fraction[..., 0] if dx else 1 - fraction[..., 0]) * (
-                fraction[..., 1] if dy else 1 - fraction[..., 1]
-            )
+            along_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
+            along_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
             for layer in range(layers):  # a mask lives in one layer, so layers add up
-                sampled += weight * (flat[layer][cell] == index)
+                sampled += along_x * along_y * (flat[layer][cell] == index)
     return sampled
 
 
@@ -59,16 +55,13 @@ class Matcher:
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
 
     def costs(self, mask_logits: Tensor, targets: Tensor, class_probs: Tensor, labels: Tensor) -> Tensor:
-        """Cost of every pair in every layer.
+        """Cost of every pair in every layer, float[L, Q, N].
 
         Args:
             mask_logits: float[L, Q, P] at the sampled points.
             targets: float[N, P], the masks at the same points, or float[L, N, P].
             class_probs: float[L, Q, K + 1].
             labels: int64[N].
-
-        Returns:
-            float[L, Q, N].
         """
         points = mask_logits.shape[-1]
         targets_t = targets.transpose(-1, -2)

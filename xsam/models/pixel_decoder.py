@@ -35,11 +35,8 @@ def _cell_centres(shapes: tuple[tuple[int, int], ...], device: torch.device) -> 
     """float[S, 2], (x, y) in [0, 1] of the centre of every cell of every level."""
     centres = []
     for h, w in shapes:
-        y, x = torch.meshgrid(
-            (torch.arange(h, device=device) + 0.5) / h,
-            (torch.arange(w, device=device) + 0.5) / w,
-            indexing="ij",
-        )
+        rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in (h, w))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         centres.append(torch.stack([x, y], -1).flatten(0, 1))
     return torch.cat(centres)
 
@@ -100,15 +97,8 @@ class PixelDecoder(nn.Module):
         nn.init.zeros_(self.level_embed)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode.
-
-        Args:
-            pyramid: maps float[I, c, h, w], finest first.
-
-        Returns:
-            Mask features float[I, C, h0, w0] at the finest resolution, and the decoded levels float[I, C, h, w],
-            coarsest first.
-        """
+        """Maps float[I, c, h, w], finest first -> mask features float[I, C, h0, w0] at the finest resolution, and the
+        decoded levels float[I, C, h, w], coarsest first."""
         maps = [projection(x) for projection, x in zip(self.input_projections, reversed(pyramid), strict=True)]
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)

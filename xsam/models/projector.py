@@ -28,19 +28,13 @@ def pixel_shuffle_columns_first(x: Tensor, factor: int = 2) -> Tensor:
 
 
 class Projector(nn.Module):
-    """Linear, GELU, Linear on every token.
-
-    With `unshuffle` it takes a map and first folds 2 x 2 cells into one token of 4 * `in_channels`.
-    """
+    """Linear, GELU, Linear on every token; with `unshuffle` every 2 x 2 cells of a map become one token first."""
 
     def __init__(self, in_channels: int, out_channels: int, unshuffle: bool = False) -> None:
         super().__init__()
         self.unshuffle = unshuffle
-        self.layers = nn.Sequential(
-            nn.Linear(in_channels * 4 if unshuffle else in_channels, out_channels),
-            nn.GELU(),
-            nn.Linear(out_channels, out_channels),
-        )
+        first = nn.Linear(in_channels * 4 if unshuffle else in_channels, out_channels)
+        self.layers = nn.Sequential(first, nn.GELU(), nn.Linear(out_channels, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """float[.., C] -> float[.., out_channels]; with `unshuffle` float[B, h, w, C] -> float[B, N, ..], row-major."""

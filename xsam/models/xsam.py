@@ -55,17 +55,12 @@ class XSamModel(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.levels, self.seg_level = tuple(levels), seg_level
-        self.seg_encoder = seg_encoder
-        self.vision_encoder = vision_encoder
-        self.projector = projector
-        self.seg_projector = seg_projector
+        self.seg_encoder, self.vision_encoder = seg_encoder, vision_encoder
+        self.projector, self.seg_projector = projector, seg_projector
         self.region_sampler = RegionSampler()
-        self.llm = llm
-        self.phrase_projector = phrase_projector
-        self.connector = connector
-        self.pixel_decoder = pixel_decoder
-        self.mask_decoder = mask_decoder
-        self.classifier = classifier
+        self.llm, self.phrase_projector = llm, phrase_projector
+        self.connector, self.pixel_decoder = connector, pixel_decoder
+        self.mask_decoder, self.classifier = mask_decoder, classifier
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "XSamModel":
         """Buffers move but keep their precision: rotary frequencies in bf16 would blur every position past a few."""
@@ -82,12 +77,7 @@ class XSamModel(nn.Module):
         return len(self.mask_decoder.query_features) if isinstance(self.mask_decoder, MaskDecoder) else 0
 
     def forward(self, batch: Batch, features: ImageFeatures | None = None) -> ModelOutput:
-        """Read the text, decode the masks.
-
-        Args:
-            batch: see `structures.Batch`.
-            features: the images' features when they are already known; else encoded from the batch.
-        """
+        """Read the text, decode the masks. `features`: of the images, where they are already known."""
         asked = len(batch.items)
         if self.training:
             batch = self._complete(batch)
@@ -112,14 +102,9 @@ class XSamModel(nn.Module):
         if self.training and not asked:
             idle = 0 * (mask_embeds.sum() + class_logits.sum() + features.mask_features.sum())
         return ModelOutput(
-            text_logits=text_logits,
-            text_targets=text_targets,
-            mask_embeds=mask_embeds,
-            mask_features=features.mask_features,
-            class_logits=class_logits,
-            item_image=batch.items.image,
-            idle=idle,
-        )
+            text_logits=text_logits, text_targets=text_targets, mask_embeds=mask_embeds,
+            mask_features=features.mask_features, class_logits=class_logits, item_image=batch.items.image, idle=idle,
+        )  # fmt: skip
 
     def _complete(self, batch: Batch) -> Batch:
         """Add a black image to a batch without one, and an item to a batch without a `<SEG>`.
@@ -144,23 +129,13 @@ class XSamModel(nn.Module):
     def encode(self, batch: Batch) -> ImageFeatures:
         """Run the encoders, and of what follows them all that does not depend on the text."""
         seg_pixels = normalize(batch.seg_pixel_values, self.seg_encoder, batch.seg_sizes)
-        indices = [
-            *(self.levels if self.connector is not None else ()),
-            *([self.seg_level] if self.seg_projector is not None else ()),
-        ]
+        indices = list(self.levels) if self.connector is not None else []
+        indices += [self.seg_level] if self.seg_projector is not None else []
         with torch.set_grad_enabled(_learns(self.seg_encoder)):
             maps = self.seg_encoder(seg_pixels, indices) if len(seg_pixels) else []
-        dtype = next(self.seg_encoder.parameters()).dtype
-        tokens = seg_tokens = mask_features = torch.zeros(
-            (len(seg_pixels), 0, 0), dtype=dtype, device=seg_pixels.device
-        )
+        tokens = seg_tokens = mask_features = seg_pixels.new_zeros(len(seg_pixels), 0, 0)
         levels: list[Tensor] = []
-        if (
-            self.seg_projector is not None
-            and self.vision_encoder is not None
-            and self.projector is not None
-            and len(seg_pixels)
-        ):
+        if self.seg_projector and self.vision_encoder and self.projector and len(seg_pixels):
             pixels = normalize(batch.pixel_values, self.vision_encoder)
             with torch.set_grad_enabled(_learns(self.vision_encoder)):
                 vision = self.vision_encoder(pixels)
@@ -204,11 +179,7 @@ class XSamModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        batch: Batch,
-        max_new_tokens: int,
-        stop_ids: tuple[int, ...],
-        features: ImageFeatures | None = None,
+        self, batch: Batch, max_new_tokens: int, stop_ids: tuple[int, ...], features: ImageFeatures | None = None
     ) -> list[list[int]]:
         """Greedy answers to the prompts of a batch: token ids of every row, up to and without the stop token."""
         assert self.llm is not None

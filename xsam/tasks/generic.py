@@ -77,6 +77,8 @@ class GenericSegmentation(Task):
             raise UserError(f"metric='semantic': {len(self.categories)} categories are more than {IGNORE}")
         if self.instances is not None and (unasked := {c.id for c in self.instances.categories} - things):
             raise UserError(f"{self.instances.path}: category {min(unasked)} is not a thing of `data`")
+        if self.instances is not None and (strays := self.instances.strays):
+            raise UserError(f"{self.instances.path}: {strays[0]} is on no image; as the truth it would be missed")
 
     def __len__(self) -> int:
         return len(self.data)

@@ -70,24 +70,15 @@ def test_a_truncated_picture_in_training(world, tmp_path, capsys):
         f"{source}.segments={root}/panoptic_train",
         f"{source}.images={root}/train",
     ]
-    assert (
-        main(["train", "configs/shapes/stage1.py", *paths, "stage.init_from=[]", "--work-dir", str(tmp_path / "run")])
-        == 2
-    )
+    options = [*paths, "stage.init_from=[]", "--work-dir", str(tmp_path / "run")]
+    assert main(["train", "configs/shapes/stage1.py", *options]) == 2
     assert "cannot be read as an image" in error(capsys)
 
 
 def test_predict_draws_and_writes_coco(world, tmp_path, capsys):
     image = next((world / "val").iterdir())
-    common = [
-        "predict",
-        "configs/shapes/stage3.py",
-        "--checkpoint",
-        "random",
-        f"processor.tokenizer={world}/base",
-        "--out",
-        str(tmp_path),
-    ]
+    tokenizer = f"processor.tokenizer={world}/base"
+    common = ["predict", "configs/shapes/stage3.py", "--checkpoint", "random", tokenizer, "--out", str(tmp_path)]
     assert main([*common, "--image", str(image), "--prompt", "circle, star; sky", "--score", "0.0"]) == 0
     drawn = np.asarray(Image.open(tmp_path / f"{image.stem}.png"))
     assert drawn.shape[0] >= 96
@@ -100,7 +91,22 @@ def test_predict_draws_and_writes_coco(world, tmp_path, capsys):
     assert "needs --prompt" in error(capsys)
     assert main([*common, "--image", str(image), "--task", "refer", "--prompt", "a <p> b"]) == 2
     assert "<p> and </p> are not balanced" in error(capsys)
+    assert main([*common[:2], "--image", str(image)]) == 2
+    assert "give --checkpoint" in error(capsys)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff" + b"0" * 50)
     assert main([*common, "--image", str(broken), "--prompt", "star"]) == 2
     assert "broken.jpg: cannot be read as an image" in error(capsys)
+
+
+def test_predict_takes_its_categories_from_the_first_generic_benchmark(world, tmp_path, monkeypatch):
+    (tmp_path / "shapes").symlink_to(world)
+    monkeypatch.setenv("XSAM_DATA", str(tmp_path))
+    image = next((world / "val").iterdir())
+    common = ["predict", "configs/shapes/stage3.py", "--checkpoint", "random", "--out", str(tmp_path / "out")]
+    published = "benchmarks.shapes_panoptic.published={'PQ':1.0}"  # is of the row, not of its task
+    assert main([*common, "--image", str(image), "--score", "0", published]) == 0
+    found = json.loads((tmp_path / f"out/{image.stem}.json").read_text())
+    names = {c["name"] for c in json.loads((world / "annotations/panoptic_val.json").read_text())["categories"]}
+    assert {c["name"] for c in found["categories"]} <= names
+    assert all(f"<p>{name}</p>" in found["question"] for name in names)

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from xsam import config
-from xsam.engine.stages import Stage, freeze, parameter_groups
+from xsam.engine.stages import Stage, parameter_groups, prepare
 from xsam.structures import UserError
 
 ROOT = Path(__file__).parents[1]
-STAGES = sorted(path for folder in ("", "shapes/", "examples/") for path in ROOT.glob(f"configs/{folder}*.py"))
+STAGES = sorted(
+    path for folder in ("", "shapes/", "finetune/", "examples/") for path in ROOT.glob(f"configs/{folder}*.py")
+)
 PARAMETERS = {  # without the official files' dead tensors: SAM's neck, SigLIP's last layer, norm and head
     "xsam_tiny": 2_949_493,
     "xsam_phi3": 4_592_914_657,
@@ -28,7 +30,7 @@ def test_a_stage_config_is_whole(path):
     stage = Stage.parse(loaded["stage"])
     with torch.device("meta"):
         model = config.build(loaded["model"])
-    freeze(model, stage.frozen)
+    prepare(model, stage)
     groups = parameter_groups(model, stage.lr, stage.lr_scale, stage.weight_decay)
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
     for pattern in stage.new:

@@ -11,5 +11,4 @@ with read_base():
 stage.update(
     frozen=["vision_encoder", "seg_encoder", "projector", "seg_projector", "llm"],
     lr=4e-5,
-    lr_scale={},
 )

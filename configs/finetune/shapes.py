@@ -1,4 +1,4 @@
-"""Two shapes that the embedded world's model never saw, from COCO instances of them, in three CPU minutes.
+"""Four shapes that the embedded world's model never saw, from COCO instances of them, in three CPU minutes.
 
 python tests/engine/new_shapes.py data/new_shapes
 xsam train configs/finetune/shapes.py
@@ -23,8 +23,9 @@ _own = {
     )
     for split in ("train", "val")
 }
-mixture["sources"].update(own=dict(**_own["train"], train=True, partial=0.0))  # old data is replayed
-mixture["multipliers"].update(own=12.0)
+_old = {name: mixture["sources"][name] for name in ("panoptic", "refer", "chat")}  # replayed, or it is forgotten
+mixture["sources"] = dict(**_old, own=dict(**_own["train"], train=True, partial=0.0))
+mixture["multipliers"] = dict(refer=0.5, chat=0.2, own=7.0)
 benchmarks.update(own=dict(**_own["val"], metric="instance"))
 
 stage.update(
@@ -34,6 +35,7 @@ stage.update(
     frozen=["vision_encoder", "projector", "seg_projector"],
     lora=dict(modules=["llm", "seg_encoder.layers"], rank=16, alpha=32, dropout=0.05),  # the stem learns as it is
     lr=1e-3,
-    lr_scale={"*lora_*": 2.0},
-    steps=300,
+    lr_scale={"*lora_*": 2.0, "seg_encoder.patch_embed": 0.5},
+    steps=480,
+    batch_size=4,
 )

@@ -5,8 +5,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..models.lora import Lora, inject
 from ..structures import UserError
 
 
@@ -18,6 +20,7 @@ class Stage:
     init_from: Sequence[str] = ()  # run folders or checkpoints that the weights come from; later ones override
     new: Sequence[str] = ()  # patterns of what none of them has, and starts at random
     frozen: Sequence[str] = ()
+    lora: Mapping[str, Any] = field(default_factory=dict)  # arguments of models.lora.Lora; empty = no adapters
     lr: float
     lr_scale: Mapping[str, float] = field(default_factory=dict)  # pattern -> factor; the last match counts
     weight_decay: float = 0.05
@@ -59,6 +62,8 @@ class Stage:
             raise UserError(f"config key stage.zero: {stage.zero!r} is not a ZeRO stage; give 0, 1, 2 or 3")
         if stage.zero < 2 and (stage.precision == "bf16" or stage.offload):
             raise UserError("config key stage.zero: bf16 and offload need ZeRO's fp32 weights; give 2 or 3")
+        if stage.lora:
+            Lora.parse(stage.lora)
         return stage
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -82,6 +87,15 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for parameter in _matching(model, pattern, "frozen").values():
             parameter.requires_grad_(False)
+
+
+def prepare(model: nn.Module, stage: Stage) -> None:
+    """Make a loaded model the one that the stage trains: freeze, add adapters, switch checkpointing on."""
+    freeze(model, stage.frozen)
+    if stage.lora:
+        torch.manual_seed(stage.seed)  # adapters start alike on every rank
+        inject(model, Lora.parse(stage.lora))
+    enable_checkpointing(model, stage.checkpointing)
 
 
 def parameter_groups(

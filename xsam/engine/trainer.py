@@ -25,6 +25,8 @@ from ..structures import Batch, ModelOutput, UserError
 from . import checkpoint, distributed, optim, stages
 from .log import Log
 
+BUCKET = 500_000_000  # gradients of one message between GPUs (DeepSpeed's default)
+
 
 class Criterion(Protocol):
     def count(self, batch: Batch, num_queries: int) -> Counts: ...
@@ -176,22 +178,22 @@ def _initialize(
     """Freeze, group and wrap; returns the DeepSpeed engine and the learning rate of each parameter group."""
     import deepspeed
 
-    stages.freeze(model, stage.frozen)
-    stages.enable_checkpointing(model, stage.checkpointing)
+    stages.prepare(model, stage)
     distributed.say(stages.table(model, stage.lr, stage.lr_scale))
     groups = stages.parameter_groups(model, stage.lr, stage.lr_scale, stage.weight_decay)
     rates = [group["lr"] for group in groups]
     engine, *_ = deepspeed.initialize(
         model=Objective(model, criterion).train(),
         optimizer=optim.adamw(groups, stage.betas),
-        config=_deepspeed_config(stage, accumulation, device),
+        config=_deepspeed_config(stage, accumulation, device, sum(p.numel() for g in groups for p in g["params"])),
         dist_init_required=False,
     )
     return engine, rates
 
 
-def _deepspeed_config(stage: stages.Stage, accumulation: int, device: torch.device) -> dict[str, Any]:
+def _deepspeed_config(stage: stages.Stage, accumulation: int, device: torch.device, trainable: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage.zero, "overlap_comm": device.type == "cuda"}
+    zero["reduce_bucket_size"] = min(BUCKET, trainable)  # two are allocated in full, however little trains
     if stage.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.cli import main
+from xsam.cli import VERBS, main
 
 
 def error(capsys) -> str:
@@ -17,7 +17,7 @@ def error(capsys) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "data", "parity"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

@@ -54,9 +54,9 @@ def test_kinds_are_counted_and_explained(coco, capsys):
     found = {lines[i].partition(f"{coco}: ")[2]: lines[i + 2].strip() for i, line in enumerate(lines) if " x " in line}
     assert found == {
         "image N, annotation N: category_id N is not in the file's list of categories": "remedy: add the category to `categories`, or remove its annotations",
-        "image N, annotation N: its mask is empty": "remedy: draw the mask anew, or remove its record",
+        "image N, annotation N: the mask is empty": "remedy: draw the mask anew, or remove its record",
         "cannot be read as an image (No such file or directory); replace or remove the file": "remedy: fetch the images, or name the folder that they are in (--images for a file of your own)",
-        "the RLE has the size [N, N], the image [N, N]": "remedy: encode masks anew at the size of the image as it is stored (EXIF apart)",
+        "image N, annotation N: the RLE has the size [N, N], the image [N, N]": "remedy: encode masks anew at the size of the image as it is stored (EXIF apart)",
         re.sub(
             r"\d+", "N", f"is (N, N), {coco} says (N, N)"
         ): "remedy: encode masks anew at the size of the image as it is stored (EXIF apart)",

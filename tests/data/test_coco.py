@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.data.coco import Category, CocoInstances, CocoPanoptic, annotation_mask, clean_name, distinct
+from xsam.data.coco import Category, CocoInstances, CocoPanoptic, clean_name, distinct, read_mask
 from xsam.data.masks import encode_rle, unpack, write_panoptic_png
 from xsam.data.shapes import CATEGORIES
 from xsam.data.shapes_files import prepare
@@ -61,12 +61,11 @@ def test_panoptic_record_and_masks(panoptic):
     record = data[0]
     assert (record.image, record.image_id) == (str(panoptic / "images/a.jpg"), "11")
     assert (record.height, record.width) == (2, 4)
-    assert [(s.id, s.category_id, s.area, s.is_crowd) for s in record.segments] == [
+    assert [(s.id, s.category_id, s.area, s.is_crowd) for s in record.annotations] == [
         (300, 5, 3, False),
         (9, 2, 1, True),
         (7, 2, 3, False),
     ]
-    assert data.label_map(0).tolist() == IDS.tolist()
     shown = data.segments(0)
     assert shown.masks.ids.tolist() == [[[0, 0, 2, -1], [0, 1, 2, 2]]]
     assert (shown.masks.count, shown.category_ids, shown.crowd) == (3, (5, 2, 2), (False, True, False))
@@ -85,7 +84,7 @@ def test_nothing_of_the_file_is_kept_in_memory(panoptic):
     [
         ({"id": "300"}, r"image 11: 'id' is '300'"),
         ({"id": 8}, r"a\.png: segment 8 has no pixel"),
-        ({"id": 7}, "image 11: a segment id stands there twice"),
+        ({"id": 7}, "image 11: an annotation id stands there twice"),
         ({"category_id": 3}, "image 11, annotation 300: category_id 3 is not in the file's list"),
         ({"category_id": None}, "annotation 300: 'category_id' is None"),
         ({"area": -1}, "annotation 300: 'area' is -1"),
@@ -169,13 +168,13 @@ def instances(tmp_path):
 def test_instances_may_overlap(instances):
     data = CocoInstances(instances, instances.parent / "images")
     assert [record.image_id for record in data] == ["3", "5"]
-    assert [i.is_crowd for i in data[0].instances] == [False, False, True]
+    assert [i.is_crowd for i in data[0].annotations] == [False, False, True]
     shown = data.segments(0)
     masks = unpack(shown.masks)
     assert masks.sum((1, 2)).tolist() == [8, 12, 8]
     assert (masks[0] & masks[1]).any()
     assert (shown.crowd, shown.areas) == ((False, False, True), (8, 12.5, 8))
-    assert data[1].instances == ()
+    assert data[1].annotations == ()
     assert data.segments(1).masks.ids.tolist() == [[[-1] * 8] * 6]
     assert data.categories == [Category(1, "screw", True)]
     assert data.of_image("5").image_id == "5"
@@ -191,7 +190,7 @@ def test_instances_may_overlap(instances):
         ({"segmentation": {"size": [8, 6], "counts": [48]}}, r"annotation 2: the RLE has the size \[8, 6\]"),
         ({"segmentation": {"size": 5, "counts": [48]}}, "annotation 2: "),
         ({"segmentation": {"size": [6, 8], "counts": None}}, "annotation 2: "),
-        ({"segmentation": [[1, 1, 1, 1, 1, 1]]}, "image 3, annotation 2: its mask is empty"),
+        ({"segmentation": [[1, 1, 1, 1, 1, 1]]}, "image 3, annotation 2: the mask is empty"),
         ({"id": 1}, "image 3: an annotation id stands there twice"),
         ({"category_id": 9}, "annotation 2: category_id 9 is not in the file's list"),
         ({"area": "12"}, "annotation 2: 'area' is '12'"),
@@ -301,7 +300,7 @@ def test_recorded_panoptic_scene():
     record, shown = data[0], data.segments(0)
     assert record.image_id == "142238"
     assert any(shown.crowd)
-    assert unpack(shown.masks).sum((1, 2)).tolist() == [segment.area for segment in record.segments]
+    assert unpack(shown.masks).sum((1, 2)).tolist() == [segment.area for segment in record.annotations]
 
 
 @recorded
@@ -333,9 +332,9 @@ def test_recorded_instances_with_polygons_and_crowds():
     assert len(data) == 100
     seen = 0
     for record in data:
-        for instance in record.instances:
+        for instance in record.annotations:
             if instance.id in expected:
-                assert annotation_mask(instance, record.height, record.width).sum() == expected[instance.id]
+                assert read_mask(instance.segmentation, record.height, record.width, "").sum() == expected[instance.id]
                 seen += 1
     assert seen == len(expected) > 100
 

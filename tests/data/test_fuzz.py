@@ -29,7 +29,7 @@ from xsam.data.masks import decode_rle
 from xsam.data.mixture import Mixture, key
 from xsam.data.prompt import Processor
 from xsam.data.reasonseg import ReasonSeg
-from xsam.data.refer import GRefCoco, RefCoco
+from xsam.data.refer import Expressions, GRefCoco, RefCoco
 from xsam.data.region_records import CocoInteractive, CocoVgd
 from xsam.data.regions import KINDS
 from xsam.data.shapes import CATEGORIES
@@ -62,8 +62,13 @@ def other(*right: type) -> list[Any]:
     return [v for v in (None, True, 7, 0.5, "7", [], {}, [7], {"a": 7}) if type(v) not in right]
 
 
-def record(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": other(dict)}
+def only(*right: type, gone: bool = True) -> Domain:
+    return lambda value, rng: {"type": [*other(*right), *[GONE] * gone]}
+
+
+record, truth_value = only(dict, gone=False), only(bool, gone=False)
+listing, mapping, string = only(list), only(dict), only(str)
+whole_number, identifier = only(int), only(int, str)
 
 
 def present(domain: Domain) -> Domain:
@@ -102,26 +107,6 @@ def both(*domains: Domain) -> Domain:
         return found
 
     return wrong
-
-
-def listing(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": [*other(list), GONE]}
-
-
-def mapping(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": [*other(dict), GONE]}
-
-
-def identifier(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": [*other(int, str), GONE]}
-
-
-def whole_number(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": [*other(int), GONE]}
-
-
-def string(value: Any, rng: np.random.Generator) -> Wrong:
-    return {"type": [*other(str), GONE]}
 
 
 def prompt_text(value: str, rng: np.random.Generator) -> Wrong:
@@ -175,10 +160,6 @@ def area(value: float, rng: np.random.Generator) -> Wrong:
 
 def flag(value: int, rng: np.random.Generator) -> Wrong:
     return {"type": [v for v in other() if v not in (True, 7)], "range": [7, -1, NAN, 10**30]}
-
-
-def truth_value(value: bool, rng: np.random.Generator) -> Wrong:
-    return {"type": other(bool)}
 
 
 def absence(value: bool, rng: np.random.Generator) -> Wrong:
@@ -407,7 +388,7 @@ class Format:
 
     files: Callable[[Path], Files]  # from the embedded world
     task: Callable[[Path, str], Task]
-    fields: dict[str, dict[str, Domain]]  # by pattern of the file, by pattern of the place in it; "" = the file
+    fields: "dict[str, Fields]"  # by pattern of the file, by pattern of the place in it; "" = the file
     prompts: tuple[str, ...] = ("",)  # kinds of prompts, a task each
 
 
@@ -550,220 +531,157 @@ def _conversations(world: Path) -> Files:
     return {"chat.json": rows} | _pictures(world, *(row["image"] for row in rows))
 
 
-COCO_IMAGES: dict[str, Domain] = {
-    "": required, "images": both(listing, repeats("id")), "annotations": listing,
-    "images.*": record, "images.*.id": image_id,
-    "images.*.file_name": file_name, "images.*.height": side, "images.*.width": side,
+Fields = dict[str, Domain]  # by place; `*` is every key
+COCO_IMAGES: Fields = {
+    "": required, "images": both(listing, repeats("id")), "images.*": record, "images.*.id": image_id,
+    "images.*.file_name": file_name, "images.*.height": side, "images.*.width": side, "annotations": listing,
 }  # fmt: skip
-COCO_HEAD: dict[str, Domain] = COCO_IMAGES | {
+COCO_HEAD: Fields = COCO_IMAGES | {
     "categories": both(listing, repeats("id")), "categories.*": record, "categories.*.id": whole_number,
-    "categories.*.name": prompt_text,
-    "categories.*.isthing": flag, "annotations.*": record,
+    "categories.*.name": prompt_text, "categories.*.isthing": flag, "annotations.*": record,
 }  # fmt: skip
-OBJECT: dict[str, Domain] = {"id": whole_number, "category_id": category, "area": area, "iscrowd": flag}
-INSTANCES: dict[str, Domain] = COCO_HEAD | {
-    "annotations": both(listing, repeats("id", within="image_id")), "annotations.*.id": whole_number,
-    "annotations.*.category_id": category, "annotations.*.area": area, "annotations.*.iscrowd": flag,
-    "annotations.*.image_id": reference, "annotations.*.segmentation": segmentation,
+OBJECT: Fields = {"id": whole_number, "category_id": category, "area": area, "iscrowd": flag}
+OWNED: Fields = {
+    "annotations.*.id": whole_number, "annotations.*.image_id": reference, "annotations.*.segmentation": segmentation,
 }  # fmt: skip
-REFERRED: dict[str, Domain] = COCO_IMAGES | {
-    "annotations": both(listing, repeats("id")),
-    "annotations.*": record, "annotations.*.id": reference, "annotations.*.image_id": reference,
-    "annotations.*.segmentation": segmentation,
+REFERRED: Fields = COCO_IMAGES | OWNED | {
+    "annotations": both(listing, repeats("id")), "annotations.*": record, "annotations.*.id": reference,
 }  # fmt: skip
-REF: dict[str, Domain] = {
+REF: Fields = {
     "*": record, "*.split": string, "*.image_id": reference, "*.sentences": listing, "*.sentences.*": record,
     "*.sentences.*.sent": prompt_text,
 }  # fmt: skip
-PHOTOS: dict[str, dict[str, Domain]] = {"*.jpg": {"": sized_picture}}
+CAPTION_FIELDS: Fields = {"": record, "caption": prompt_text, "height": side, "width": side}
+PHOTOS: dict[str, Fields] = {"*.jpg": {"": sized_picture}}
 
 
-def _under(place: str, fields: dict[str, Domain]) -> dict[str, Domain]:
-    return {f"{place}.{name}": domain for name, domain in fields.items()}
+def _under(place: str, fields: Fields) -> Fields:
+    return {f"{place}.{name}".rstrip("."): domain for name, domain in fields.items()}
 
 
-def _prompted(instances: str, image: str) -> dict[str, Domain]:
+INSTANCES = COCO_HEAD | OWNED | _under("annotations.*", OBJECT)
+INSTANCES["annotations"] = both(listing, repeats("id", within="image_id"))
+CAPTION: Fields = {"": required} | _under("*", CAPTION_FIELDS)
+
+
+def _prompted(instances: str, image: str) -> Fields:
     """COCO-VGD's and COCO-Interactive's fields, which differ in two names."""
-    info: dict[str, Domain] = {"file_name": file_name, "height": side, "width": side, image: identifier}
-    return {"": required, "*": record, "*.image_info": mapping, f"*.{instances}": both(listing, repeats("id"))} | {
-        **_under("*.image_info", info), f"*.{instances}.*": record, f"*.{instances}.*.id": whole_number,
-        f"*.{instances}.*.iscrowd": flag, f"*.{instances}.*.category_id": whole_number,
-        f"*.{instances}.*.segmentation": segmentation,
+    info: Fields = {"": mapping, "file_name": file_name, "height": side, "width": side, image: identifier}
+    found: Fields = {"id": whole_number, "iscrowd": flag, "category_id": whole_number, "segmentation": segmentation}
+    return {"": required, "*": record, f"*.{instances}": both(listing, repeats("id"))} | {
+        **_under("*.image_info", info), **_under(f"*.{instances}.*", {"": record} | found)
     }  # fmt: skip
 
 
-def _grounded(root: Path, kind: str, layout: str) -> Task:
+def _generic(root: Path, kind: str) -> Task:
+    return GenericSegmentation(data=CocoInstances(root / "instances.json", root / "train"), train=True)
+
+
+def _captions(root: Path, kind: str, layout: str) -> Task:
     return GroundedConversation(data=GrandF(root / f"{layout}.json", root / "train", layout), train=True)
 
 
+def _referring(data: Expressions, several: bool = False) -> Task:
+    return ReferringSegmentation(data=data, train=True, several=several, max_turns=99)
+
+
+def _coco_panoptic(root: Path) -> CocoPanoptic:
+    return CocoPanoptic(root / "panoptic.json", root / "panoptic_train", root / "train")
+
+
+# fmt: off
 FORMATS = {
     "coco_panoptic": Format(
-        _panoptic,
-        lambda root, kind: GenericSegmentation(
-            data=CocoPanoptic(root / "panoptic.json", root / "panoptic_train", root / "train"), train=True
-        ),
-        PHOTOS
-        | {
-            "*.png": {"": segment_png},
-            "*.json": COCO_HEAD
-            | {"annotations.*.image_id": reference, "annotations.*.file_name": file_name}
-            | {"annotations": both(listing, repeats("image_id"))}
-            | {"annotations.*.segments_info": both(listing, repeats("id")), "annotations.*.segments_info.*": record}
-            | _under("annotations.*.segments_info.*", OBJECT | {"id": reference}),
-        },
+        _panoptic, lambda root, kind: GenericSegmentation(data=_coco_panoptic(root), train=True),
+        PHOTOS | {"*.png": {"": segment_png}, "*.json": COCO_HEAD | {
+            "annotations": both(listing, repeats("image_id")), "annotations.*.image_id": reference,
+            "annotations.*.file_name": file_name, "annotations.*.segments_info": both(listing, repeats("id")),
+            "annotations.*.segments_info.*": record,
+        } | _under("annotations.*.segments_info.*", OBJECT | {"id": reference})},
     ),
-    "coco_instances": Format(
-        _instances,
-        lambda root, kind: GenericSegmentation(data=CocoInstances(root / "instances.json", root / "train"), train=True),
-        PHOTOS | {"*.json": INSTANCES},
-    ),
+    "coco_instances": Format(_instances, _generic, PHOTOS | {"*.json": INSTANCES}),
     "instances_beside_panoptic": Format(
         lambda world: _panoptic(world) | _instances(world),
         lambda root, kind: GenericSegmentation(
-            data=CocoPanoptic(root / "panoptic.json", root / "panoptic_train", root / "train"),
-            instances=CocoInstances(root / "instances.json", root / "train"),
-            metric="instance",
+            data=_coco_panoptic(root), instances=_generic(root, kind).data, metric="instance"
         ),
         {"instances.json": INSTANCES | {"images.*.file_name": string, "annotations.*.segmentation": drawn}},
     ),
     "label_maps": Format(
         _label_maps,
-        lambda root, kind: GenericSegmentation(
-            data=LabelMaps(root / "train", root / "semantic_train", root / "names.txt", split=root / "split.txt"),
-            train=True,
-        ),
+        lambda root, kind: GenericSegmentation(train=True, data=LabelMaps(
+            root / "train", root / "semantic_train", root / "names.txt", split=root / "split.txt"
+        )),
         PHOTOS | {"*.png": {"": class_png}, "names.txt": {"": name_list}, "split.txt": {"": image_list}},
     ),
     "refcoco": Format(
-        _refcoco,
-        lambda root, kind: ReferringSegmentation(
-            data=RefCoco(root / "refs.p", root / "instances.json", root, "train"), train=True, max_turns=99
-        ),
+        _refcoco, lambda root, kind: _referring(RefCoco(root / "refs.p", root / "instances.json", root, "train")),
         PHOTOS | {"*.json": REFERRED, "*.p": REF | {"": pickled, "*.ann_id": reference}},
     ),
     "grefcoco": Format(
         _grefcoco,
-        lambda root, kind: ReferringSegmentation(
-            data=GRefCoco(root / "grefs.json", root / "instances.json", root, "train"),
-            train=True,
-            several=True,
-            max_turns=99,
-        ),
-        PHOTOS
-        | {
-            "instances.json": REFERRED,
-            "grefs.json": REF | {"": required, "*.ann_id": references, "*.no_target": absence},
-        },
+        lambda root, kind: _referring(GRefCoco(root / "grefs.json", root / "instances.json", root, "train"), True),
+        PHOTOS | {"instances.json": REFERRED, "grefs.json": REF | {
+            "": required, "*.ann_id": references, "*.no_target": absence,
+        }},
     ),
     "json_lines": Format(
-        _jsonl,
-        lambda root, kind: ReferringSegmentation(
-            data=JsonLines(root / "own.jsonl"), train=True, several=True, max_turns=99
-        ),
-        PHOTOS
-        | {
-            "*.jsonl": {"": lines, "*": record, "*.image": file_name, "*.text": prompt_text}
-            | {"*.segmentation": absent_or_segmentation},
-        },
+        _jsonl, lambda root, kind: _referring(JsonLines(root / "own.jsonl"), True),
+        PHOTOS | {"*.jsonl": {
+            "": lines, "*": record, "*.image": file_name, "*.text": prompt_text,
+            "*.segmentation": absent_or_segmentation,
+        }},
     ),
     "reasonseg": Format(
         _reasonseg,
         lambda root, kind: ReasoningSegmentation(data=ReasonSeg(root / "reason", root / "explained.json"), train=True),
-        {
-            "*.jpg": {"": picture},
-            "reason/*.json": {
-                "": document,
-                "text": listing,
-                "text.*": present(prompt_text),
-                "is_sentence": truth_value,
-                "shapes": listing,
-                "shapes.*": record,
-                "shapes.*.label": string,
-                "shapes.*.points": points,
-            },
-            "explained.json": {"": explanations, "*": record, "*.image": string, "*.outputs": prompt_text},
-        },
+        {"*.jpg": {"": picture}, "reason/*.json": {
+            "": document, "text": listing, "text.*": present(prompt_text), "is_sentence": truth_value,
+            "shapes": listing, "shapes.*": record, "shapes.*.label": string, "shapes.*.points": points,
+        }, "explained.json": {"": explanations, "*": record, "*.image": string, "*.outputs": prompt_text}},
     ),
     "grandf": Format(
-        _grandf,
-        partial(_grounded, layout="grandf"),
-        PHOTOS
-        | {
-            "*.json": {
-                "": required,
-                "*": record,
-                "*.file_name": file_name,
-                "*.caption": prompt_text,
-                "*.height": side,
-                "*.width": side,
-                "*.groundings": mapping,
-                "*.groundings.*": present(mapping),
-                "*.groundings.*.token_positives": interval,
-                "*.groundings.*.rle_masks": listing,
-                "*.groundings.*.rle_masks.*": present(segmentation),
-            },
-        },
+        _grandf, partial(_captions, layout="grandf"),
+        PHOTOS | {"*.json": CAPTION | {
+            "*.file_name": file_name, "*.groundings": mapping, "*.groundings.*": present(mapping),
+            "*.groundings.*.token_positives": interval, "*.groundings.*.rle_masks": listing,
+            "*.groundings.*.rle_masks.*": present(segmentation),
+        }},
     ),
     "refcocog": Format(
-        _refcocog,
-        partial(_grounded, layout="refcocog"),
-        PHOTOS
-        | {
-            "*.json": {
-                "": required,
-                "*": record,
-                "*.*": record,
-                "*.*.img_file_name": file_name,
-                "*.*.caption": prompt_text,
-                "*.*.height": side,
-                "*.*.width": side,
-                "*.*.refs": listing,
-                "*.*.refs.*": record,
-                "*.*.refs.*.sentence": string,
-                "*.*.refs.*.segmentation": segmentation,
-            },
-        },
+        _refcocog, partial(_captions, layout="refcocog"),
+        PHOTOS | {"*.json": {"": required, "*": record} | _under("*.*", CAPTION_FIELDS | {
+            "img_file_name": file_name, "refs": listing, "refs.*": record, "refs.*.sentence": string,
+            "refs.*.segmentation": segmentation,
+        })},
     ),
     "flickr": Format(
-        _flickr,
-        partial(_grounded, layout="flickr"),
-        PHOTOS
-        | {
-            "*.json": COCO_IMAGES
-            | {"images.*.caption": prompt_text, "annotations.*": record, "annotations.*.image_id": reference}
-            | {"annotations.*.tokens_positive": placed, "annotations.*.sam_mask": stored_prompt},
-        },
+        _flickr, partial(_captions, layout="flickr"),
+        PHOTOS | {"*.json": COCO_IMAGES | {
+            "images.*.caption": prompt_text, "annotations.*": record, "annotations.*.image_id": reference,
+            "annotations.*.tokens_positive": placed, "annotations.*.sam_mask": stored_prompt,
+        }},
     ),
     "gcg_pairs": Format(
         _gcg_pairs,
         lambda root, kind: GroundedConversation(
             data=GcgPairs(root / "masks.json", root / "captions.json", root / "val")
         ),
-        PHOTOS
-        | {
-            "masks.json": COCO_IMAGES
-            | {"annotations.*": record, "annotations.*.image_id": reference}
-            | {"annotations.*.segmentation": segmentation, "images.*.file_name": present(file_name)},
-            "captions.json": {
-                "": required,
-                "annotations": listing,
-                "annotations.*": record,
-                "annotations.*.image_id": reference,
-                "annotations.*.caption": prompt_text,
-                "annotations.*.labels": listing,
-                "annotations.*.labels.*": lambda value, rng: {"type": other(str)},
-            },
-        },
+        PHOTOS | {"masks.json": COCO_IMAGES | {
+            "annotations.*": record, "annotations.*.image_id": reference, "annotations.*.segmentation": segmentation,
+            "images.*.file_name": present(file_name),
+        }, "captions.json": {
+            "": required, "annotations": listing, "annotations.*": record, "annotations.*.image_id": reference,
+            "annotations.*.caption": prompt_text, "annotations.*.labels": listing,
+            "annotations.*.labels.*": lambda value, rng: {"type": other(str)},
+        }},
     ),
     "coco_vgd": Format(
         _vgd,
         lambda root, kind: VisualGrounding(data=CocoVgd(root / "vgd.json", root / "train"), prompt=kind, train=True),
-        PHOTOS
-        | {
-            "*.json": _prompted("annotations", "image_id")
-            | {"*.annotations.*.visual_prompts": present(mapping)}
-            | {f"*.annotations.*.visual_prompts.{kind}_visual_prompt": stored_prompt for kind in KINDS},
-        },
+        PHOTOS | {"*.json": _prompted("annotations", "image_id")
+                  | {"*.annotations.*.visual_prompts": present(mapping)}
+                  | {f"*.annotations.*.visual_prompts.{kind}_visual_prompt": stored_prompt for kind in KINDS}},
         KINDS,
     ),
     "coco_vgd_drawn": Format(
@@ -771,38 +689,26 @@ FORMATS = {
         lambda root, kind: VisualGrounding(
             data=CocoVgd(root / "instances.json", root / "train", scale=0.2), prompt=kind, train=True
         ),
-        PHOTOS | {"*.json": INSTANCES},
-        KINDS,
+        PHOTOS | {"*.json": INSTANCES}, KINDS,
     ),
     "coco_interactive": Format(
         _interactive,
         lambda root, kind: InteractiveSegmentation(
             data=CocoInteractive(root / "interactive.json", root / "train", scale=0), prompt=kind, train=True
         ),
-        PHOTOS
-        | {
-            "*.json": _prompted("anns", "id")
-            | {f"*.anns.*.{kind}_visual_prompt_mask": stored_prompt for kind in KINDS},
-        },
+        PHOTOS | {"*.json": _prompted("anns", "id")
+                  | {f"*.anns.*.{kind}_visual_prompt_mask": stored_prompt for kind in KINDS}},
         KINDS,
     ),
     "conversations": Format(
-        _conversations,
-        lambda root, kind: Chat(data=Conversations(root / "chat.json", root), train=True),
-        {
-            "*.jpg": {"": picture},
-            "*.json": {
-                "": required,
-                "*": record,
-                "*.image": file_name,
-                "*.conversations": listing,
-                "*.conversations.*": record,
-                "*.conversations.*.from": speaker,
-                "*.conversations.*.value": chat_text,
-            },
-        },
+        _conversations, lambda root, kind: Chat(data=Conversations(root / "chat.json", root), train=True),
+        {"*.jpg": {"": picture}, "*.json": {
+            "": required, "*": record, "*.image": file_name, "*.conversations": listing,
+            "*.conversations.*": record, "*.conversations.*.from": speaker, "*.conversations.*.value": chat_text,
+        }},
     ),
 }
+# fmt: on
 
 
 # ---------------------------------------------------------------- cases

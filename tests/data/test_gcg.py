@@ -149,7 +149,7 @@ GOOD = {"A dog": at(0, 5, left(2))}
         ({"groundings": {"A dog": {"rle_masks": []}}}, "record 1: has no 'token_positives'"),
         ({"groundings": {"A dog": at(0, "5", left(2))}}, "record 1: the place of a phrase is \\[0, '5'\\]"),
         ({"groundings": {"A cat": at(0, 5, left(2))}}, "record 1: no phrase with a mask stands in the caption"),
-        ({"groundings": {"A dog": at(0, 5, left(0))}}, "image 1, mask 0: is empty"),
+        ({"groundings": {"A dog": at(0, 5, left(0))}}, "image 1, mask 0: the mask is empty"),
         ({"groundings": {"A dog": at(0, 5, left(2) | {"size": [4, 2]})}}, "image 1, mask 0: the RLE has the size"),
     ],
 )

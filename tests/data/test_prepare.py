@@ -50,10 +50,10 @@ def test_ade20k_panoptic_and_instances(ade):
     record, shown = data[0], data.segments(0)
     assert record.image_id == "ADE_val_00000001"
     areas = {"wall": 32 - 1 - 6, "floor": 32 - 6 - 6 - 4, "bed": 6, "chair": [6, 4]}  # the lower bed is void, no grass
-    names = [data.categories[segment.category_id].name for segment in record.segments]
+    names = [data.categories[segment.category_id].name for segment in record.annotations]
     assert names == ["wall", "floor", "bed", "chair", "chair"]
-    assert [segment.area for segment in record.segments] == [areas["wall"], areas["floor"], 6, 6, 4]
-    assert unpack(shown.masks).sum((1, 2)).tolist() == [segment.area for segment in record.segments]
+    assert [segment.area for segment in record.annotations] == [areas["wall"], areas["floor"], 6, 6, 4]
+    assert unpack(shown.masks).sum((1, 2)).tolist() == [segment.area for segment in record.annotations]
     assert (shown.masks.ids[0, 4:6, 0:3] == -1).all()
 
     things = CocoInstances(ade / "ade20k_instance_val.json", images)

@@ -195,7 +195,7 @@ def test_ids_that_occur_twice_are_not_guessed(folder):
     [
         ([[0, 0, 1]], "a polygon needs three points"),
         ({"size": [5, 5], "counts": [25]}, r"the RLE has the size \[5, 5\]"),
-        ({"size": [5, 6], "counts": [30]}, "its mask is empty"),
+        ({"size": [5, 6], "counts": [30]}, "the mask is empty"),
         (None, "the segmentation is empty or not a list"),
     ],
 )

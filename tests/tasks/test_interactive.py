@@ -79,7 +79,7 @@ def test_training_draws_object_kind_and_words(world):
 def chosen(masks: list[np.ndarray], scores: list[float], prompt: np.ndarray, kind: str) -> int:
     """Which of the masks an answer to the prompt is."""
     interactive = InteractiveSegmentation.__new__(InteractiveSegmentation)
-    interactive.prompt = kind
+    interactive.kinds = (kind,)
     sample = Sample(id="x", regions=(Region(encode_rle(prompt)),))
     segments = interactive.postprocess([output(np.stack(masks), scores)], "", sample).segments
     return next(i for i, mask in enumerate(masks) if segments[0].segmentation == encode_rle(mask))
@@ -153,7 +153,7 @@ def test_records_that_cannot_be_used_stay_in_the_benchmark(world, tmp_path):
 
 def test_mistakes_name_the_remedy(world):
     data = CocoVgd(world / "annotations/instances_val.json", world / "val", scale=0.2)
-    with pytest.raises(UserError, match="prompt='dot' is unknown; interactive segmentation has point, scribble, box"):
+    with pytest.raises(UserError, match="prompt='dot' is unknown; there is point, scribble, box"):
         InteractiveSegmentation(data=data, prompt="dot")
     with pytest.raises(UserError, match="prompt='' is unknown"):
         InteractiveSegmentation(data=data)

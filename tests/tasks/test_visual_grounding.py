@@ -259,7 +259,7 @@ def test_as_many_regions_as_the_text_has(world):
 
 
 def test_mistakes_name_the_remedy(world):
-    with pytest.raises(UserError, match="prompt='dot' is unknown; visual grounding has point, scribble, box, mask"):
+    with pytest.raises(UserError, match="prompt='dot' is unknown; there is point, scribble, box, mask"):
         task(world, prompt="dot")
     with pytest.raises(UserError, match="prompt='' is unknown"):
         task(world)

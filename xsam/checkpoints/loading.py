@@ -7,6 +7,7 @@ its own, and training it does not touch the file.
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -165,10 +166,11 @@ def _readable(path: Path) -> Iterator[None]:
         SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError,
         AttributeError, TypeError,
     ) as error:  # fmt: skip
-        if "Unsupported global" in str(error):
-            problem = "holds Python objects, which could run code; save the model's state dict alone"
+        if asked := re.search(r"(?i)unsupported (global|class|operand):? *([\w.]*)", str(error)):
+            named = f" ({asked[2]})" if "." in asked[2] else ""
+            problem = f"holds Python objects{named}, which could run code; save the model's state dict alone"
         else:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (re.split(r"[.\n]", str(error))[0]) or type(error).__name__
             problem = f"damaged, it cannot be read ({reason}); copy or download it again"
         raise UserError(f"{path}: {problem}") from None
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,47 +32,26 @@ class Category:
 
 
 @dataclass(frozen=True, slots=True)
-class PanopticSegment:
-    """A row of `segments_info`."""
+class Annotation:
+    """A row of `segments_info`, or of `annotations` in an instance file."""
 
     id: int
     category_id: int
     area: float
     is_crowd: bool
+    segmentation: Any = None  # of an instance: polygons, RLE or uncompressed RLE, for `read_mask`
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
-    """A row of `annotations` of an instance file."""
-
-    id: int
-    category_id: int
-    segmentation: Any  # polygons, RLE or uncompressed RLE, for `segmentation_mask`
-    area: float
-    is_crowd: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PanopticRecord:
-    """An image with its panoptic segments, crowds included."""
+class CocoRecord:
+    """An image with its segments or instances, crowds included."""
 
     image: str  # path
     image_id: str
     height: int
     width: int
-    png: str  # path of its segments
-    segments: tuple[PanopticSegment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceRecord:
-    """An image with its instances, crowds included."""
-
-    image: str  # path
-    image_id: str
-    height: int
-    width: int
-    instances: tuple[Instance, ...]
+    annotations: tuple[Annotation, ...]
+    png: str = ""  # path of the panoptic segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +101,83 @@ def read_coco(path: str | Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-Row = tuple[str, dict[str, Any]]  # sample id and row of the index
-Content = dict[str, Any]
+def take_size(record: Any, what: str) -> tuple[int, int]:
+    """Height and width that a file states. Raises BadSample where they are no size of an image."""
+    height, width = take(record, "height", int, what, 1), take(record, "width", int, what, 1)
+    if height * width > MAX_PIXELS:
+        raise BadSample(f"{what}: {height} x {width} pixels are more than an image can have")
+    return height, width
 
 
-class _CocoFile:
-    """What both kinds of files have in common. The first row of the index holds the categories and all sample ids."""
+def take_flag(record: dict[str, Any], key: str, default: int, what: str) -> bool:
+    """A flag that is 0 or 1, or not there. Raises BadSample for anything else."""
+    value = record.get(key, default)
+    if value not in (0, 1):
+        raise BadSample(f"{what}: {key!r} is {str(value)[:40]!r}")
+    return bool(value)
+
+
+def read_mask(segmentation: Any, height: int, width: int, what: str, *, empty: bool = False) -> np.ndarray:
+    """`segmentation_mask`, bool[H, W]. Raises BadSample where it is malformed, or has no pixel and may not be empty."""
+    try:
+        mask = segmentation_mask(segmentation, height, width)
+    except ValueError as error:
+        raise BadSample(f"{what}: {error}") from None
+    if not empty and not mask.any():
+        raise BadSample(f"{what}: the mask is empty")
+    return mask
+
+
+def take_id(record: Any, key: str) -> int | str | None:
+    """An id; None where there is none that could be one."""
+    value = record.get(key) if isinstance(record, dict) else None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def by_id(records: list[Any]) -> dict[Any, Any]:
+    """The records whose id is there and the only one, so that none is taken for another."""
+    ids = [take_id(record, "id") for record in records]
+    counts = Counter(map(str, ids))
+    return {id: record for id, record in zip(ids, records, strict=True) if id is not None and counts[str(id)] == 1}
+
+
+def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -> Iterator[Any]:
+    """`row(record, what)` for each name `what` in messages and record, or a bad row where it raises BadSample."""
+    for what, record in records:
+        try:
+            yield row(record, what)
+        except BadSample as bad:
+            yield bad_row(str(bad))
+
+
+class Records:
+    """A sequence of records: an index whose rows have an "id", and a folder of images."""
 
     def __init__(
-        self, annotations: str | Path, images: str | Path, rows: Callable[[str | Path, Content], Iterator[Row]]
+        self, sources: Sequence[str | Path], images: str | Path, layout: str, rows: Callable[[], Iterator[Any]]
     ) -> None:
+        self._images = require_folder(images)
+        self._index = Index(sources, layout, rows)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def id(self, index: int) -> str:
+        """The record's id, or its number where it cannot be used."""
+        try:
+            return str(self._index[index]["id"])
+        except BadSample:
+            return f"record {index}"
+
+
+class AnnotatedImages:
+    """A sequence of images of one file: an index whose last row holds what is known of all, sample ids and classes."""
+
+    def __init__(self, annotations: str | Path, images: str | Path) -> None:
         self.path, self.images = Path(annotations), require_folder(images)
-        self._index = Index([annotations], f"{type(self).__name__} 1", lambda: _index_rows(annotations, rows))
-        head = self._index[0]
-        self.categories = [Category(*values) for values in head["categories"]]
-        self._known = {category.id for category in self.categories}
-        self._ids: np.ndarray = np.array(head["ids"], str)
+        self._index = Index([annotations], f"{type(self).__name__} 2", self._rows)
+        tail = self._index[len(self._index) - 1]
+        self._classes, self._ids = tail["categories"], np.array(tail["ids"], str)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -146,114 +186,82 @@ class _CocoFile:
         """The image id of a record, unique in the file; made up where the record has none."""
         return str(self._ids[index])
 
-    def _row(self, index: int) -> tuple[dict[str, Any], str, dict[str, Any]]:
-        """The row, its name in error messages, and the checked fields of its image."""
+    def _stored(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row, what = self._index[index + 1], f"{self.path}: image {self.id(index)}"
-        height, width = take(row, "height", int, what, 1), take(row, "width", int, what, 1)
-        if height * width > MAX_PIXELS:
-            raise BadSample(f"{what}: {height} x {width} pixels are more than an image can have")
-        path = str(self.images / take(row, "file_name", str, what))
-        return row, what, {"image": path, "image_id": self.id(index), "height": height, "width": width}
+        return self._index[index]
 
-    def _object(self, item: Any, image: dict[str, Any], what: str) -> dict[str, Any]:
-        """The checked fields that a segment and an instance have in common."""
+    def _rows(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+
+class _CocoFile(AnnotatedImages):
+    """What both kinds of COCO's files have in common."""
+
+    _key: str  # of the annotations in a row
+
+    def __init__(self, annotations: str | Path, images: str | Path, segments: str | Path = "") -> None:
+        super().__init__(annotations, images)
+        self._folder = require_folder(segments) if segments else None  # of panoptic PNGs
+        self.categories = [Category(*values) for values in self._classes]
+        self._known = {category.id for category in self.categories}
+
+    def _rows(self) -> Iterator[Any]:
+        content = read_coco(self.path, "images", "annotations", "categories")
+        categories = check_categories(self.path, content["categories"])
+        found = list(self._named_rows(content))
+        if found and not any("id" in row for _, row in found):
+            raise UserError(f"{self.path}: none of its {len(found)} records can be used, the last: {found[-1][1]}")
+        yield from (row for _, row in found)
+        yield {"categories": categories, "ids": [name for name, _ in found]}
+
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> CocoRecord:
+        row, what = self._stored(index), f"{self.path}: image {self.id(index)}"
+        height, width = take_size(row, what)
+        image = str(self.images / take(row, "file_name", str, what))
+        items = take(row, self._key, list, what)
+        annotations = tuple(self._annotation(item, height * width, what) for item in items)
+        if len({annotation.id for annotation in annotations}) < len(annotations):
+            raise BadSample(f"{what}: an annotation id stands there twice")
+        png = str(self._folder / take(row, "png", str, what)) if self._folder else ""
+        return CocoRecord(image, self.id(index), height, width, annotations, png)
+
+    def _annotation(self, item: Any, pixels: int, what: str) -> Annotation:
         number = take(item, "id", int, what)
         what = f"{what}, annotation {number}"
         category_id, area = take(item, "category_id", int, what), take(item, "area", (int, float), what, 0)
         if category_id not in self._known:
             raise BadSample(f"{what}: category_id {category_id} is not in the file's list of categories")
-        if area > 1.1 * image["height"] * image["width"]:  # polygons may leave the image a little
+        if area > 1.1 * pixels:  # polygons may leave the image a little
             raise BadSample(f"{what}: 'area' is {str(area)[:40]}, more than the image has")
-        return {"id": number, "category_id": category_id, "area": area, "is_crowd": _flag(item, "iscrowd", 0, what)}
+        segmentation = None if self._folder else take(item, "segmentation", (list, dict), what)
+        return Annotation(number, category_id, area, take_flag(item, "iscrowd", 0, what), segmentation)
 
 
-def _index_rows(path: str | Path, rows: Callable[[str | Path, Content], Iterator[Row]]) -> Iterator[Any]:
-    content = read_coco(path, "images", "annotations", "categories")
-    categories = check_categories(path, content["categories"])
-    found = list(rows(path, content))
-    if found and not any("id" in row for _, row in found):
-        raise UserError(f"{path}: none of its {len(found)} records can be used, the last: {found[-1][1]}")
-    yield {"categories": categories, "ids": [name for name, _ in found]}
-    for _, row in found:
-        yield row
+def _segments(record: CocoRecord, masks: SegmentMap, areas: tuple[float, ...] = ()) -> ImageSegments:
+    category_ids = tuple(annotation.category_id for annotation in record.annotations)
+    crowd = tuple(annotation.is_crowd for annotation in record.annotations)
+    return ImageSegments(record.image, record.image_id, masks, category_ids, crowd, areas)
 
 
 def check_categories(path: str | Path, rows: list[Any]) -> list[tuple[int, str, bool]]:
     """Id, name, and whether it is a thing, of each row; UserError where one cannot be asked for in a prompt."""
-    categories = []
+    found: dict[int, tuple[int, str, bool]] = {}
     for number, row in enumerate(rows):
         what = f"{path}: category number {number}"
         try:
-            values = take(row, "id", int, what), take_text(row, "name", what), _flag(row, "isthing", 1, what)
-            if not clean_name(values[1]).strip():
-                raise BadSample(f"{what}: 'name' is {values[1]!r}")
+            id, name = take(row, "id", int, what), take_text(row, "name", what)
+            if not clean_name(name).strip():
+                raise BadSample(f"{what}: 'name' is {name!r}")
+            if id in found:
+                raise BadSample(f"{path}: has more than one category {id}")
+            found[id] = id, name, take_flag(row, "isthing", 1, what)
         except BadSample as bad:
             raise UserError(f"{bad}; fetch or write the file anew") from None
-        categories.append(values)
-    twice = [id for id, count in Counter(id for id, *_ in categories).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: has more than one category {twice[0]}; fetch or write the file anew")
-    return categories
-
-
-def _panoptic_rows(path: str | Path, content: Content) -> Iterator[Row]:
-    images, annotations = _images(content["images"]), content["annotations"]
-    counts = Counter(str(_id(annotation, "image_id")) for annotation in annotations)
-    for number, annotation in enumerate(annotations):
-        image_id, what = _id(annotation, "image_id"), f"{path}: annotation number {number}"
-        if image_id not in images:
-            yield f"annotation number {number}", bad_row(f"{what}: image {image_id!r} is not once among the images")
-        elif counts[str(image_id)] > 1:
-            yield f"annotation number {number}", bad_row(f"{what}: image {image_id} has more than one annotation")
-        else:
-            segments = annotation.get("segments_info")
-            if isinstance(segments, list):
-                segments = [_only(segment, SEGMENT_KEYS) for segment in segments]
-            row = {"png": annotation.get("file_name"), "segments_info": segments}
-            yield str(image_id), _only(images[image_id], IMAGE_KEYS) | row
-
-
-def _instance_rows(path: str | Path, content: Content) -> Iterator[Row]:
-    images = _images(content["images"])
-    of_image: dict[Any, list[Any]] = {image_id: [] for image_id in images}
-    strays = []
-    for number, annotation in enumerate(content["annotations"]):
-        image_id = _id(annotation, "image_id")
-        if image_id in images:
-            of_image[image_id].append(_only(annotation, INSTANCE_KEYS))
-        else:
-            strays.append((number, image_id))
-    for number, image in enumerate(content["images"]):
-        image_id = _id(image, "id")
-        if image_id in images:
-            yield str(image_id), _only(image, IMAGE_KEYS) | {"annotations": of_image[image_id]}
-        else:
-            reason = f"{path}: image number {number}: its id {image_id!r} is missing, or not the only one"
-            yield f"image number {number}", bad_row(reason)
-    for number, image_id in strays:  # objects that no sample would ever show are reported, not dropped
-        reason = f"{path}: annotation number {number}: image {image_id!r} is not once among the images"
-        yield f"{STRAY} {number}", bad_row(reason)
-
-
-def _images(images: list[Any]) -> dict[Any, Any]:
-    """The images whose id is there and the only one, by id."""
-    ids = [_id(image, "id") for image in images]
-    counts = Counter(map(str, ids))
-    return {id: image for id, image in zip(ids, images, strict=True) if id is not None and counts[str(id)] == 1}
-
-
-def _id(record: Any, key: str) -> int | str | None:
-    value = record.get(key) if isinstance(record, dict) else None
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
-
-
-def _flag(record: dict[str, Any], key: str, default: int, what: str) -> bool:
-    value = record.get(key, default)
-    if value not in (0, 1):
-        raise BadSample(f"{what}: {key!r} is {str(value)[:40]!r}")
-    return bool(value)
+    return list(found.values())
 
 
 def _only(record: Any, keys: tuple[str, ...]) -> Any:
@@ -268,49 +276,42 @@ class CocoPanoptic(_CocoFile):
     """
 
     metrics: tuple[str, ...] = ("panoptic", "instance", "semantic")  # that it can be the truth of
+    _key = "segments_info"
 
     def __init__(self, annotations: str | Path, segments: str | Path, images: str | Path) -> None:
-        super().__init__(annotations, images, _panoptic_rows)
-        self.folder = require_folder(segments)
+        super().__init__(annotations, images, segments)
 
-    def __getitem__(self, index: int) -> PanopticRecord:
-        row, what, image = self._row(index)
-        rows = take(row, "segments_info", list, what)
-        segments = tuple(PanopticSegment(**self._object(segment, image, what)) for segment in rows)
-        png = str(self.folder / take(row, "png", str, what))
-        return PanopticRecord(**image, png=png, segments=segments)
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        images, annotations = by_id(content["images"]), content["annotations"]
+        counts = Counter(str(take_id(annotation, "image_id")) for annotation in annotations)
+        for number, annotation in enumerate(annotations):
+            image_id, name = take_id(annotation, "image_id"), f"annotation number {number}"
+            if image_id not in images:
+                yield name, bad_row(f"{self.path}: {name}: image {image_id!r} is not once among the images")
+            elif counts[str(image_id)] > 1:
+                yield name, bad_row(f"{self.path}: {name}: image {image_id} has more than one annotation")
+            else:
+                segments = annotation.get("segments_info")
+                if isinstance(segments, list):
+                    segments = [_only(segment, SEGMENT_KEYS) for segment in segments]
+                row = {"png": annotation.get("file_name"), "segments_info": segments}
+                yield str(image_id), _only(images[image_id], IMAGE_KEYS) | row
 
-    def label_map(self, index: int) -> np.ndarray:
-        """int32[H, W] of segment ids, crowds included, 0 = void.
+    def segments(self, index: int) -> ImageSegments:
+        """The image with its masks, none of which overlap.
 
         Raises BadSample for a PNG that cannot be read, has another size than its image, or other ids than the file.
         """
-        return self._map(self[index])
-
-    def _map(self, record: PanopticRecord) -> np.ndarray:
+        record = self[index]
         ids = read_panoptic_png(record.png)
         if ids.shape != (record.height, record.width):
             raise BadSample(f"{record.png}: is {ids.shape}, its image {(record.height, record.width)}")
-        listed = [segment.id for segment in record.segments]
-        if len(set(listed)) < len(listed):
-            raise BadSample(f"{self.path}: image {record.image_id}: a segment id stands there twice")
+        listed = [segment.id for segment in record.annotations]
         drawn = set(distinct(ids)) - {0}
         for id in sorted(drawn ^ set(listed)):
             problem = "is in the PNG but not in the file" if id in drawn else "has no pixel in its PNG"
             raise BadSample(f"{record.png}: segment {id} {problem}")
-        return ids
-
-    def segments(self, index: int) -> ImageSegments:
-        """The image with its masks, none of which overlap. Raises BadSample as above."""
-        record = self[index]
-        found = record.segments
-        return ImageSegments(
-            image=record.image,
-            image_id=record.image_id,
-            masks=from_label_map(self._map(record), [segment.id for segment in found]),
-            category_ids=tuple(segment.category_id for segment in found),
-            crowd=tuple(segment.is_crowd for segment in found),
-        )
+        return _segments(record, from_label_map(ids, listed))
 
 
 class CocoInstances(_CocoFile):
@@ -321,28 +322,37 @@ class CocoInstances(_CocoFile):
     """
 
     metrics: tuple[str, ...] = ("instance",)
+    _key = "annotations"
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        super().__init__(annotations, images, _instance_rows)
+        super().__init__(annotations, images)
         self._order = np.argsort(self._ids)
 
-    def __getitem__(self, index: int) -> InstanceRecord:
-        row, what, image = self._row(index)
-        instances = []
-        for item in take(row, "annotations", list, what):
-            fields = self._object(item, image, what)
-            segmentation = take(item, "segmentation", (list, dict), f"{what}, annotation {fields['id']}")
-            instances.append(Instance(segmentation=segmentation, **fields))
-        if len({instance.id for instance in instances}) < len(instances):
-            raise BadSample(f"{what}: an annotation id stands there twice")
-        return InstanceRecord(**image, instances=tuple(instances))
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        images = by_id(content["images"])
+        of_image: dict[Any, list[Any]] = {image_id: [] for image_id in images}
+        strays = []
+        for number, annotation in enumerate(content["annotations"]):
+            image_id = take_id(annotation, "image_id")
+            if image_id in images:
+                of_image[image_id].append(_only(annotation, INSTANCE_KEYS))
+            else:
+                strays.append((f"{STRAY} {number}", image_id))
+        for number, image in enumerate(content["images"]):
+            image_id, name = take_id(image, "id"), f"image number {number}"
+            if image_id in images:
+                yield str(image_id), _only(image, IMAGE_KEYS) | {"annotations": of_image[image_id]}
+            else:
+                yield name, bad_row(f"{self.path}: {name}: its id {image_id!r} is missing, or not the only one")
+        for name, image_id in strays:  # objects that no sample would ever show are reported, not dropped
+            yield name, bad_row(f"{self.path}: {name}: image {image_id!r} is not once among the images")
 
     @property
     def strays(self) -> list[str]:
         """Ids of the records that stand for an instance without an image: `of_image` cannot show it."""
         return [id for id in self._ids.tolist() if id.startswith(STRAY)]
 
-    def of_image(self, image_id: str) -> InstanceRecord:
+    def of_image(self, image_id: str) -> CocoRecord:
         """The record of an image. Raises BadSample when the file does not have it."""
         place = int(np.searchsorted(self._ids, image_id, sorter=self._order))
         if place == len(self) or self.id(self._order[place]) != image_id:
@@ -352,30 +362,14 @@ class CocoInstances(_CocoFile):
     def segments(self, index: int) -> ImageSegments:
         """The image with its masks, which may overlap. Raises BadSample as above, also for a mask without a pixel."""
         record = self[index]
-        size = image_size(record.image)
-        if size != (record.height, record.width):
-            raise BadSample(f"{record.image}: is {size}, {self.path} says {(record.height, record.width)}")
-        masks = np.zeros((len(record.instances), record.height, record.width), bool)
-        for mask, instance in zip(masks, record.instances, strict=True):
-            mask[:] = annotation_mask(instance, record.height, record.width)
-            if not mask.any():
-                raise BadSample(f"{self.path}: image {record.image_id}, annotation {instance.id}: its mask is empty")
-        return ImageSegments(
-            image=record.image,
-            image_id=record.image_id,
-            masks=pack(masks),
-            category_ids=tuple(instance.category_id for instance in record.instances),
-            crowd=tuple(instance.is_crowd for instance in record.instances),
-            areas=tuple(instance.area for instance in record.instances),
-        )
-
-
-def annotation_mask(instance: Instance, height: int, width: int) -> np.ndarray:
-    """The mask of an instance, bool[H, W]. Raises BadSample with its id and what is wrong."""
-    try:
-        return segmentation_mask(instance.segmentation, height, width)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadSample(f"annotation {instance.id}: {error}") from None
+        height, width = image_size(record.image)
+        if (height, width) != (record.height, record.width):
+            raise BadSample(f"{record.image}: is {height, width}, {self.path} says {(record.height, record.width)}")
+        masks = np.zeros((len(record.annotations), height, width), bool)
+        for mask, item in zip(masks, record.annotations, strict=True):
+            what = f"{self.path}: image {record.image_id}, annotation {item.id}"
+            mask[:] = read_mask(item.segmentation, height, width, what)
+        return _segments(record, pack(masks), tuple(item.area for item in record.annotations))
 
 
 def distinct(labels: np.ndarray) -> list[int]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, Turn
-from .coco import require_folder
-from .index import SURROGATE, TAGS, Index, bad_row, stream_json_list, take, unique
+from .coco import Records
+from .index import SURROGATE, TAGS, bad_row, stream_json_list, take, unique
 
 IMAGE = "<image>"
 
@@ -23,7 +23,7 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-class Conversations:
+class Conversations(Records):
     """A sequence of conversations, in the order of the file.
 
     Raises UserError when the file or the folder is missing or it is not a list of conversations; asking for a
@@ -31,23 +31,12 @@ class Conversations:
     """
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        self._images = require_folder(images)
-        self._index = Index([annotations], "conversations 1", lambda: _rows(annotations))
-
-    def __len__(self) -> int:
-        return len(self._index)
+        super().__init__([annotations], images, "conversations 1", lambda: _rows(annotations))
 
     @property
     def lengths(self) -> np.ndarray:
         """int64[N], how much text each record holds, in bytes."""
         return self._index.lengths
-
-    def id(self, index: int) -> str:
-        """The record's id, with its number where an earlier record has the same; also of one that cannot be used."""
-        try:
-            return self._index[index]["id"]
-        except BadSample:
-            return f"record {index}"
 
     def __getitem__(self, index: int) -> Conversation:
         record = self._index[index]

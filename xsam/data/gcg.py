@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import MAX_PIXELS, read_coco, require_folder
-from .images import read_image
-from .index import Index, bad_row, stream_json_list, take, take_text
-from .masks import segmentation_mask
+from .coco import Records, read_coco, read_mask, take_size, usable
+from .images import image_size
+from .index import stream_json_list, take, take_text
 
 Grounding = tuple[str, int, list[Any]]  # a phrase, where the file says that it begins, its segmentations
 
@@ -35,22 +34,22 @@ class GroundedCaption:
     def masks(self) -> np.ndarray:
         """bool[N, H, W]. Raises BadSample for an empty or malformed mask, and for an image that cannot be read where
         the file does not give its size."""
-        height, width = self.height, self.width
-        if not height:
-            height, width = read_image(self.image).shape[:2]
-        masks = np.zeros((len(self.segmentations), height, width), bool)
-        for number, segmentation in enumerate(self.segmentations):
-            what = f"image {self.image_id}, mask {number}"
-            try:
-                masks[number] = segmentation_mask(segmentation, height, width)
-            except ValueError as error:
-                raise BadSample(f"{what}: {error}") from None
-            if not masks[number].any():
-                raise BadSample(f"{what}: is empty")
-        return masks
+        size = (self.height, self.width) if self.height else image_size(self.image)
+        rows = enumerate(self.segmentations)
+        return np.stack([read_mask(item, *size, f"image {self.image_id}, mask {number}") for number, item in rows])
 
 
-class GrandF:
+class _Captions(Records):
+    def __getitem__(self, index: int) -> GroundedCaption:
+        row = self._index[index]
+        return GroundedCaption(
+            image=str(self._images / row["image"]), image_id=row["id"], height=row["size"][0], width=row["size"][1],
+            caption=row["caption"], segmentations=tuple(row["segmentations"]), labels=tuple(row["labels"]),
+            spans=tuple((begin, end) for begin, end in row.get("spans", ())), owners=tuple(row.get("owners", ())),
+        )  # fmt: skip
+
+
+class GrandF(_Captions):
     """A training file of GranD-f: a sequence of captions, in the order of the file.
 
     Layouts: "grandf" (human annotated, and OpenPSG), "refcocog", "flickr". A phrase is taken where the file places it
@@ -64,22 +63,16 @@ class GrandF:
     def __init__(self, annotations: str | Path, images: str | Path, layout: str) -> None:
         if layout not in _LAYOUTS:
             raise UserError(f"layout={layout!r} is unknown; GranD-f has {', '.join(_LAYOUTS)}")
-        self._images = require_folder(images)
+        source, row = _LAYOUTS[layout]
         path = Path(annotations)
-        self._index = Index([path], f"grandf {layout} 1", lambda: _LAYOUTS[layout](path))
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, index: int) -> GroundedCaption:
-        return _record(self._index[index], self._images)
+        super().__init__([path], images, f"grandf {layout} 1", lambda: usable(source(path), row))
 
     def id(self, index: int) -> str:
         """Number of the record: a file may have several captions of an image."""
         return str(index)
 
 
-class GcgPairs:
+class GcgPairs(_Captions):
     """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image.
 
     The files do not say where a label stands in the caption. The image is the `file_name` of the mask file, which
@@ -87,35 +80,8 @@ class GcgPairs:
     """
 
     def __init__(self, masks: str | Path, captions: str | Path, images: str | Path) -> None:
-        self._images = require_folder(images)
-        self._index = Index([masks, captions], "gcg pairs 1", lambda: _pairs(Path(masks), Path(captions)))
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, index: int) -> GroundedCaption:
-        return _record(self._index[index], self._images)
-
-    def id(self, index: int) -> str:
-        """The image's id, and the number of a record that cannot be used."""
-        try:
-            return str(self._index[index]["id"])
-        except BadSample:
-            return f"record {index}"
-
-
-def _record(row: dict[str, Any], images: Path) -> GroundedCaption:
-    return GroundedCaption(
-        image=str(images / row["image"]),
-        image_id=row["id"],
-        height=row["size"][0],
-        width=row["size"][1],
-        caption=row["caption"],
-        segmentations=tuple(row["segmentations"]),
-        labels=tuple(row["labels"]),
-        spans=tuple((begin, end) for begin, end in row.get("spans", ())),
-        owners=tuple(row.get("owners", ())),
-    )
+        files = Path(masks), Path(captions)
+        super().__init__(files, images, "gcg pairs 1", lambda: usable(_written(*files), _pair))
 
 
 # ---------------------------------------------------------------- rows of the training files
@@ -136,15 +102,6 @@ def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> 
 def _caption(record: Any, what: str) -> str:
     take_text(record, "caption", what)
     return record["caption"]  # not stripped: places are counted from its start
-
-
-def _size(image: dict[str, Any], what: str) -> list[int]:
-    if "height" not in image and "width" not in image:
-        return [0, 0]
-    height, width = (take(image, side, int, what, 1) for side in ("height", "width"))
-    if height * width > MAX_PIXELS:
-        raise BadSample(f"{what}: {height} x {width} pixels are more than an image can have")
-    return [height, width]
 
 
 def _place(caption: str, groundings: Iterable[Grounding]) -> tuple[list[tuple[int, int]], list[int], list[Any]]:
@@ -173,71 +130,59 @@ def _find(caption: str, phrase: str, begin: int) -> tuple[int, int] | None:
     return min((match.span() for match in words), key=lambda span: abs(span[0] - begin), default=None)
 
 
-def _grandf(path: Path) -> Iterator[dict[str, Any]]:
-    def groundings(record: Any, what: str) -> Iterator[Grounding]:
-        caption = _caption(record, what)
-        for phrase, grounding in take(record, "groundings", dict, what).items():
-            begin, _ = _interval(take(grounding, "token_positives", list, what), what)
-            if begin >= len(caption):
-                raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
-            yield phrase, begin, take(grounding, "rle_masks", list, what)
-
-    return _rows(path, "file_name", groundings, lambda record, what: record)
+def _size(image: dict[str, Any], what: str) -> tuple[int, int]:
+    return take_size(image, what) if "height" in image or "width" in image else (0, 0)
 
 
-def _refcocog(path: Path) -> Iterator[dict[str, Any]]:
-    def inner(record: Any, what: str) -> Any:
-        if not isinstance(record, dict) or len(record) != 1:
-            raise BadSample(f"{what}: is not an object with one key, the image")
-        return next(iter(record.values()))
-
-    def groundings(record: Any, what: str) -> Iterator[Grounding]:
-        for ref in take(record, "refs", list, what):
-            yield take(ref, "sentence", str, what), 0, [take(ref, "segmentation", (list, dict), what)]
-
-    return _rows(path, "img_file_name", groundings, inner)
+def _grandf(record: Any, what: str) -> dict[str, Any]:
+    caption, groundings = _caption(record, what), []
+    for phrase, grounding in take(record, "groundings", dict, what).items():
+        begin, _ = _interval(take(grounding, "token_positives", list, what), what)
+        if begin >= len(caption):
+            raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
+        groundings.append((phrase, begin, take(grounding, "rle_masks", list, what)))
+    return _row(record, "file_name", what, groundings)
 
 
-def _rows(
-    path: Path,
-    file: str,
-    groundings: Callable[[Any, str], Iterator[Grounding]],
-    inner: Callable[[Any, str], Any],
-) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(stream_json_list(path)):
-        what = f"{path.name}, record {number}"
-        try:
-            record = inner(record, what)
-            yield _row(record, file, what, groundings(record, what))
-        except BadSample as bad:
-            yield bad_row(str(bad))
+def _refcocog(record: Any, what: str) -> dict[str, Any]:
+    if not isinstance(record, dict) or len(record) != 1:
+        raise BadSample(f"{what}: is not an object with one key, the image")
+    (record,) = record.values()
+    groundings = [
+        (take(ref, "sentence", str, what), 0, [take(ref, "segmentation", (list, dict), what)])
+        for ref in take(record, "refs", list, what)
+    ]
+    return _row(record, "img_file_name", what, groundings)
 
 
-def _flickr(path: Path) -> Iterator[dict[str, Any]]:
+def _flickr(record: tuple[Any, list[Any]], what: str) -> dict[str, Any]:
+    image, annotations = record
+    caption, groundings = _caption(image, what), []
+    for annotation in annotations:
+        mask = take(annotation, "sam_mask", dict, what)
+        for interval in take(annotation, "tokens_positive", list, what):
+            begin, end = _interval(interval, what)
+            if not 0 <= begin < end <= len(caption):
+                raise BadSample(f"{what}: the phrase {interval} is not inside the caption")
+            groundings.append((caption[begin:end], begin, [mask]))
+    return _row(image, "file_name", what, groundings)
+
+
+def _listed(path: Path) -> Iterator[tuple[str, Any]]:
+    return ((f"{path.name}, record {number}", record) for number, record in enumerate(stream_json_list(path)))
+
+
+def _shown(path: Path) -> Iterator[tuple[str, Any]]:
     content = read_coco(path, "images", "annotations")
-    for image, annotations in _grouped(path, content["images"], content["annotations"]):
-        what = f"{path.name}, image {image['id']}"
-        if not annotations:
-            continue
-        try:
-            caption = _caption(image, what)
-            grounded: list[Grounding] = []
-            for annotation in annotations:
-                mask = take(annotation, "sam_mask", dict, what)
-                for interval in take(annotation, "tokens_positive", list, what):
-                    begin, end = _interval(interval, what)
-                    if not 0 <= begin < end <= len(caption):
-                        raise BadSample(f"{what}: the phrase {interval} is not inside the caption")
-                    grounded.append((caption[begin:end], begin, [mask]))
-            yield _row(image, "file_name", what, grounded)
-        except BadSample as bad:
-            yield bad_row(str(bad))
+    groups = _by_image(path, content["images"], content["annotations"])
+    rows = ((image, groups[image["id"]]) for image in content["images"])
+    return ((f"{path.name}, image {image['id']}", (image, found)) for image, found in rows if found)
 
 
-_LAYOUTS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-    "grandf": _grandf,
-    "refcocog": _refcocog,
-    "flickr": _flickr,
+_LAYOUTS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any, str], dict[str, Any]]]] = {
+    "grandf": (_listed, _grandf),
+    "refcocog": (_listed, _refcocog),
+    "flickr": (_shown, _flickr),
 }
 
 
@@ -251,30 +196,25 @@ def _interval(value: Any, what: str) -> tuple[int, int]:
 # ---------------------------------------------------------------- val and test
 
 
-def _pairs(masks: Path, captions: Path) -> Iterator[dict[str, Any]]:
-    content = read_coco(masks, "images", "annotations")
-    written = _by_image(captions, content["images"], read_coco(captions, "annotations")["annotations"])
-    for image, annotations in _grouped(masks, content["images"], content["annotations"]):
-        what = f"{masks.name}, image {image['id']}"
-        try:
-            if len(written[image["id"]]) != 1 or not annotations:
-                raise BadSample(f"{what}: has {len(written[image['id']])} captions and {len(annotations)} masks")
-            (caption,) = written[image["id"]]
-            labels = take(caption, "labels", list, what)
-            if not all(isinstance(label, str) for label in labels):
-                raise BadSample(f"{what}: a label is not a text")
-            file = take({"file_name": f"{image['id']}.jpg"} | image, "file_name", str, what)
-            segmentations = [take(annotation, "segmentation", (list, dict), what) for annotation in annotations]
-            about = {"id": image["id"], "image": file, "size": _size(image, what)}
-            yield about | {"caption": _caption(caption, what), "segmentations": segmentations, "labels": labels}
-        except BadSample as bad:
-            yield bad_row(str(bad))
+def _written(masks: Path, captions: Path) -> Iterator[tuple[str, Any]]:
+    content, written = read_coco(masks, "images", "annotations"), read_coco(captions, "annotations")
+    drawn = _by_image(masks, content["images"], content["annotations"])
+    said = _by_image(captions, content["images"], written["annotations"])
+    for image in content["images"]:
+        yield f"{masks.name}, image {image['id']}", (image, drawn[image["id"]], said[image["id"]])
 
 
-def _grouped(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    """Each image with its annotations."""
-    groups = _by_image(path, images, annotations)
-    return ((image, groups[image["id"]]) for image in images)
+def _pair(record: tuple[dict[str, Any], list[Any], list[Any]], what: str) -> dict[str, Any]:
+    image, annotations, captions = record
+    if len(captions) != 1 or not annotations:
+        raise BadSample(f"{what}: has {len(captions)} captions and {len(annotations)} masks")
+    labels = take(captions[0], "labels", list, what)
+    if not all(isinstance(label, str) for label in labels):
+        raise BadSample(f"{what}: a label is not a text")
+    file = take({"file_name": f"{image['id']}.jpg"} | image, "file_name", str, what)
+    segmentations = [take(annotation, "segmentation", (list, dict), what) for annotation in annotations]
+    about = {"id": image["id"], "image": file, "size": _size(image, what), "caption": _caption(captions[0], what)}
+    return about | {"segmentations": segmentations, "labels": labels}
 
 
 def _by_image(path: Path, images: list[Any], annotations: list[Any]) -> dict[int | str, list[Any]]:

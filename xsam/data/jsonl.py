@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..structures import BadSample
-from .coco import require_folder
-from .index import Index, bad_row, take, take_text
+from .index import bad_row, take, take_text
 from .refer import Expressions
 
 
@@ -24,7 +23,7 @@ class JsonLines(Expressions):
 
     def __init__(self, annotations: str | Path, images: str | Path = "") -> None:
         path = Path(annotations)
-        super().__init__(Index([path], "jsonl 1", lambda: _rows(path)), require_folder(images or path.parent))
+        super().__init__([path], images or path.parent, "jsonl 1", lambda: _rows(path))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..structures import BadSample, SegmentMap, UserError
+from ..structures import BadSample, UserError
 from .coco import Category, ImageSegments, check_categories, distinct, require_folder
-from .images import DAMAGE as DAMAGE
+from .images import DAMAGE
 from .index import REMEDY
 from .masks import from_label_map
 
@@ -73,24 +73,18 @@ class LabelMaps:
         """The name of an image, with the folders that it lies in."""
         return str(self._names[index])
 
-    def label_map(self, index: int) -> np.ndarray:
-        """int32[H, W] of pixel values as the file has them. Raises BadSample for a value that is no class."""
-        path = self.labels / (self.id(index) + self.label_suffix)
-        values = read_values(path)
-        last = self.first + len(self.categories) - 1
-        for value in distinct(values):
-            if value != self.ignore and not self.first <= value <= last:
-                raise BadSample(f"{path}: has the value {value}; classes are {self.first} to {last}")
-        return values
-
     def segments(self, index: int) -> ImageSegments:
-        """The image with one mask for each class that it shows. Raises BadSample as above."""
-        values = self.label_map(index)
+        """The image with one mask for each class that it shows. Raises BadSample for a value that is no class."""
+        name = self.id(index)
+        path = self.labels / (name + self.label_suffix)
+        values, last = read_values(path), self.first + len(self.categories) - 1
         shown = [value for value in distinct(values) if value != self.ignore]
-        masks: SegmentMap = from_label_map(values, shown)
-        path = str(self.images / (self.id(index) + self.image_suffix))
+        for value in shown:
+            if not self.first <= value <= last:
+                raise BadSample(f"{path}: has the value {value}; classes are {self.first} to {last}")
         ids = tuple(value - self.first for value in shown)
-        return ImageSegments(path, self.id(index), masks, ids, crowd=(False,) * len(shown))
+        image = str(self.images / (name + self.image_suffix))
+        return ImageSegments(image, name, from_label_map(values, shown), ids, crowd=(False,) * len(shown))
 
 
 def read_values(path: str | Path) -> np.ndarray:

@@ -50,9 +50,7 @@ def _ade_split(root: Path, split: str, short: str) -> None:
     panoptic, instance = root / f"ade20k_panoptic_{short}.json", root / f"ade20k_instance_{short}.json"
     if panoptic.is_file() and instance.is_file():
         return
-    semantic_maps, instance_maps = (
-        require_folder(root / kind / split) for kind in ("annotations", "annotations_instance")
-    )
+    maps = [require_folder(root / kind / split) for kind in ("annotations", "annotations_instance")]
     out, categories = root / panoptic.stem, read_names("ade20k")
     out.mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -62,7 +60,7 @@ def _ade_split(root: Path, split: str, short: str) -> None:
         png = f"{path.stem}.png"
         with _no_damage():
             if not (out / png).is_file():
-                _save(out / png, _ade_ids(semantic_maps / png, instance_maps / png, categories))
+                _save(out / png, _ade_ids(maps[0] / png, maps[1] / png, categories))
             ids = read_panoptic_png(out / png)  # holds all that the JSON files say
         rows = list(_ade_segments(ids, categories, out / png))
         images.append({"id": path.stem, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
@@ -73,8 +71,8 @@ def _ade_split(root: Path, split: str, short: str) -> None:
                 objects.append(row | number | {"segmentation": encode_rle(ids == row["id"])})
     thing_ids = [category.id for category in categories if category.is_thing]
     things = [Category(id, c.name, True) for id, c in zip(thing_ids, read_names("ade20k_instance"), strict=True)]
-    _save_json(panoptic, {"images": images, "annotations": segments, "categories": _categories(categories)})
-    _save_json(instance, {"images": images, "annotations": objects, "categories": _categories(things)})
+    _save(panoptic, {"images": images, "annotations": segments, "categories": _categories(categories)})
+    _save(instance, {"images": images, "annotations": objects, "categories": _categories(things)})
 
 
 def _ade_ids(semantic_png: Path, instance_png: Path, categories: Sequence[Category]) -> np.ndarray:
@@ -161,19 +159,15 @@ def _no_damage() -> Iterator[None]:
         raise UserError(f"{bad}; fetch it anew") from None
 
 
-def _save(path: Path, labels: np.ndarray) -> None:
-    """A map of panoptic ids, or uint8 values, as a PNG that is there whole or not at all."""
+def _save(path: Path, content: np.ndarray | dict[str, Any]) -> None:
+    """JSON, or a map of panoptic ids or uint8 values as a PNG: there whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")
-    if labels.dtype == np.uint8:
-        Image.fromarray(labels).save(partial)
+    if isinstance(content, dict):
+        partial.write_text(json.dumps(content))
+    elif content.dtype == np.uint8:
+        Image.fromarray(content).save(partial)
     else:
-        write_panoptic_png(partial, labels)
-    partial.rename(path)
-
-
-def _save_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(content))
+        write_panoptic_png(partial, content)
     partial.rename(path)
 
 

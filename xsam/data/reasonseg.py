@@ -1,6 +1,7 @@
 """ReasonSeg: a folder of `X.jpg` with `X.json`, whose texts ask for something without naming it."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,9 @@ class ReasoningRecord:
 class ReasonSeg:
     """A split's folder: a sequence of records in the order of their names. They are few, each is read when asked for.
 
-    Raises UserError where the folder has no records or `explanations` is not a list of objects; asking for a record
-    raises BadSample with its file and what is wrong.
-
-    Args:
-        folder: of one split.
-        explanations: `explanatory/train.json`; default: there are none.
+    `folder` is that of one split, `explanations` is `explanatory/train.json`; default: there are none. Raises UserError
+    where the folder has no records or `explanations` is not a list of objects; asking for a record raises BadSample
+    with its file and what is wrong.
     """
 
     def __init__(self, folder: str | Path, explanations: str | Path = "") -> None:
@@ -70,22 +68,18 @@ class ReasonSeg:
 
     def __getitem__(self, index: int) -> ReasoningRecord:
         path = self._files[index]
-        record = _read(path)
-        texts = take(record, "text", list, str(path))
-        shapes = []
-        for shape in take(record, "shapes", list, str(path)):
-            label = take(shape, "label", str, str(path)).lower()
-            if label != "flag":
-                shapes.append(("ignore" in label, take(shape, "points", list, str(path))))
+        record, what = _read(path), str(path)
+        shapes = [(take(shape, "label", str, what).lower(), shape) for shape in take(record, "shapes", list, what)]
         explanation = self._explanations.get(path.stem)
-        what = f"explanation of {path.stem}"
         return ReasoningRecord(
             id=path.stem,
             image=str(path.with_suffix(".jpg")),
-            texts=tuple(take_text({"text": text}, "text", str(path)) for text in texts or [""]),
-            is_sentence=take(record, "is_sentence", bool, str(path)),
-            explanation="" if explanation is None else take_text(explanation, "outputs", what),
-            shapes=tuple(shapes),
+            texts=tuple(take_text({"text": text}, "text", what) for text in take(record, "text", list, what) or [""]),
+            is_sentence=take(record, "is_sentence", bool, what),
+            explanation=take_text(explanation, "outputs", f"explanation of {path.stem}") if explanation else "",
+            shapes=tuple(
+                ("ignore" in label, take(shape, "points", list, what)) for label, shape in shapes if label != "flag"
+            ),
         )
 
 
@@ -93,11 +87,9 @@ def _read(path: Path) -> Any:
     """A JSON file in UTF-8, or as some of the published ones are in cp1252."""
     try:
         content = path.read_bytes()
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252")
-        return json.loads(text)
+        with suppress(UnicodeDecodeError):
+            return json.loads(content.decode())
+        return json.loads(content.decode("cp1252"))
     except OSError as error:
         raise BadSample(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 number of objects, or none)."""
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import read_coco, require_folder
+from .coco import Records, by_id, read_coco, read_mask, take_id
 from .images import image_size
-from .index import REMEDY, Index, bad_row, stream_json_list, take, take_text
-from .masks import segmentation_mask
+from .index import REMEDY, bad_row, stream_json_list, take, take_text
 
 Json = dict[str, Any]
 
@@ -39,41 +38,26 @@ class ReferredImage:
     objects: tuple[tuple[str, Any], ...]  # name for messages and COCO segmentation of each, referred to or not
     expressions: tuple[Expression, ...]
 
-    def mask(self, number: int) -> np.ndarray:
-        """An object's mask, bool[H, W]. Raises BadSample where it is malformed or empty."""
-        name, segmentation = self.objects[number]
-        try:
-            mask = segmentation_mask(segmentation, self.height, self.width)
-        except ValueError as error:
-            raise BadSample(f"{name}: {error}") from None
-        if not mask.any():
-            raise BadSample(f"{name}: its mask is empty")
-        return mask
-
     def masks(self, numbers: Sequence[int]) -> np.ndarray:
-        """The masks of some objects, bool[N, H, W]. Raises BadSample as `mask` does."""
-        masks = [self.mask(number) for number in numbers]
-        return np.stack(masks) if masks else np.zeros((0, self.height, self.width), bool)
+        """The masks of some objects, bool[N, H, W]. Raises BadSample where one is malformed or empty."""
+        masks = np.zeros((len(numbers), self.height, self.width), bool)
+        for mask, (name, segmentation) in zip(masks, (self.objects[number] for number in numbers), strict=True):
+            mask[:] = read_mask(segmentation, self.height, self.width, name)
+        return masks
 
 
-class Expressions:
+class Expressions(Records):
     """A sequence of images with expressions. The subclasses below, and `jsonl.JsonLines`, make the rows.
 
     A row is `{"id", "image", "size": [H, W] or null, "objects": [[name, segmentation]], "expressions":
     [[id, {sentence: kind}, object numbers]]}`; what is not checked when it is made is checked when it is asked for.
     """
 
-    def __init__(self, index: Index, folder: Path) -> None:
-        self._index, self._folder = index, folder
-
-    def __len__(self) -> int:
-        return len(self._index)
-
     def __getitem__(self, index: int) -> ReferredImage:
         """The image. Raises BadSample where its record or file cannot be used."""
         row = self._index[index]
         what = f"image {row['id']}"
-        path = str(self._folder / take(row, "image", str, what))
+        path = str(self._images / take(row, "image", str, what))
         size = image_size(path)
         if row["size"] is not None and tuple(row["size"]) != size:
             raise BadSample(f"{what}: {path} is {size}, its annotations say {tuple(row['size'])}")
@@ -97,10 +81,7 @@ class Expressions:
     def id(self, index: int, expression: int = -1, sentence: int = 0) -> str:
         """A name for an image, or for a sentence of it, which is there even if the record cannot be used."""
         if expression < 0:
-            try:
-                return self._index[index]["id"]
-            except BadSample:
-                return f"record {index}"
+            return super().id(index)
         expressions = self._expressions(index)
         return f"{expressions[expression][0]}-{sentence}" if expressions else f"record {index}"
 
@@ -118,105 +99,82 @@ class RefCoco(Expressions):
     """
 
     def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
-        def rows() -> Iterator[Json]:
-            return _rows(_read_refs(Path(refs)), refs, instances, split, _one_object)
+        self._files, self._split = (Path(refs), Path(instances)), split
+        super().__init__(self._files, images, f"{type(self).__name__.lower()} 1 {split}", self._rows)
 
-        folder = require_folder(images)
-        super().__init__(Index([refs, instances], f"refcoco 1 {split}", rows), folder)
+    def _refs(self) -> Iterable[Any]:
+        return _read_refs(self._files[0])
+
+    def _meaning(self, ref: Json, number: int, what: str) -> tuple[str, list[int]]:
+        """Name of the expression, which all refs to the object share, and the ids of what it means."""
+        annotation = take(ref, "ann_id", int, what)
+        return str(annotation), [annotation]
+
+    def _rows(self) -> Iterator[Json]:
+        """A row for every image of the split, and a bad one for every ref that cannot be used."""
+        path, instances = self._files
+        content = read_coco(instances, "images", "annotations")
+        images, annotations = by_id(content["images"]), by_id(content["annotations"])
+        splits: set[str] = set()
+        found: dict[int, dict[str, tuple[dict[str, str], list[int]]]] = {}  # image -> expression -> sentences, meaning
+        for number, ref in enumerate(self._refs()):
+            what = f"ref {number} of {path.name}"
+            try:
+                splits.add(take(ref, "split", str, what))
+                if ref["split"] != self._split:
+                    continue
+                image, (name, ids) = take(ref, "image_id", int, what), self._meaning(ref, number, what)
+                _check_ids(image, ids, images, annotations, what)
+                texts = [take_text(row, "sent", what).lower() for row in take(ref, "sentences", list, what)]
+                if not texts:
+                    raise BadSample(f"{what}: has no sentence")
+            except BadSample as error:
+                yield bad_row(str(error))
+                continue
+            sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, ids))
+            sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
+        if self._split not in splits:
+            raise UserError(f"{path}: has no split {self._split!r}; there is: {', '.join(sorted(splits)) or 'none'}")
+        objects: dict[int, dict[int, Any]] = {image: {} for image in found}
+        for ann_id, annotation in annotations.items():
+            if (image := take_id(annotation, "image_id")) in objects:
+                objects[image][ann_id] = annotation.get("segmentation")
+        for image, expressions in found.items():
+            yield {
+                "id": str(image),
+                "image": images[image].get("file_name"),
+                "size": [images[image].get("height"), images[image].get("width")],
+                "objects": [[f"annotation {ann_id}", segmentation] for ann_id, segmentation in objects[image].items()],
+                "expressions": [
+                    [name, dict(sorted(sentences.items())), [list(objects[image]).index(i) for i in dict.fromkeys(ids)]]
+                    for name, (sentences, ids) in expressions.items()
+                ],
+            }
 
 
-class GRefCoco(Expressions):
+class GRefCoco(RefCoco):
     """One split of `grefs(...).json`, with `instances.json`; every ref is an expression of its own, as its evaluation
     counts them. Raises UserError as `RefCoco` does."""
 
-    def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
-        def rows() -> Iterator[Json]:
-            return _rows(stream_json_list(refs), refs, instances, split, _any_objects)
+    def _refs(self) -> Iterable[Any]:
+        return stream_json_list(self._files[0])
 
-        folder = require_folder(images)
-        super().__init__(Index([refs, instances], f"grefcoco 1 {split}", rows), folder)
-
-
-def _one_object(ref: Json, number: int, what: str) -> tuple[str, list[int]]:
-    """Name of the expression, which all refs to the object share, and the ids of what it means."""
-    annotation = take(ref, "ann_id", int, what)
-    return str(annotation), [annotation]
-
-
-def _any_objects(ref: Json, number: int, what: str) -> tuple[str, list[int]]:
-    ids = take(ref, "ann_id", list, what)
-    absent = take(ref, "no_target", bool, what) if "no_target" in ref else ids == [-1]
-    if absent != (ids in ([-1], [])):
-        raise BadSample(f"{what}: 'no_target' is {absent}, 'ann_id' is {ids}")
-    return str(number), [] if absent else ids
-
-
-def _rows(
-    refs: Iterable[Any],
-    path: str | Path,
-    instances: str | Path,
-    split: str,
-    meaning: Callable[[Json, int, str], tuple[str, list[int]]],
-) -> Iterator[Json]:
-    """A row for every image of the split, and a bad one for every ref that cannot be used."""
-    content = read_coco(instances, "images", "annotations")
-    images, annotations = _by_id(content["images"]), _by_id(content["annotations"])
-    splits: set[str] = set()
-    found: dict[int, dict[str, tuple[dict[str, str], list[int]]]] = {}  # image -> expression -> sentences, meaning
-    for number, ref in enumerate(refs):
-        what = f"ref {number} of {Path(path).name}"
-        try:
-            splits.add(take(ref, "split", str, what))
-            if ref["split"] != split:
-                continue
-            image, (name, ids) = take(ref, "image_id", int, what), meaning(ref, number, what)
-            _check_ids(image, ids, images, annotations, what)
-            texts = [take_text(row, "sent", what).lower() for row in take(ref, "sentences", list, what)]
-            if not texts:
-                raise BadSample(f"{what}: has no sentence")
-        except BadSample as error:
-            yield bad_row(str(error))
-            continue
-        sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, ids))
-        sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
-    if split not in splits:
-        raise UserError(f"{path}: has no split {split!r}; there is: {', '.join(sorted(splits)) or 'none'}")
-    objects: dict[int, dict[int, Any]] = {image: {} for image in found}
-    for ann_id, annotation in annotations.items():
-        if annotation is not None and annotation.get("image_id") in objects:
-            objects[annotation["image_id"]][ann_id] = annotation.get("segmentation")
-    for image, expressions in found.items():
-        yield {
-            "id": str(image),
-            "image": images[image].get("file_name"),
-            "size": [images[image].get("height"), images[image].get("width")],
-            "objects": [[f"annotation {ann_id}", segmentation] for ann_id, segmentation in objects[image].items()],
-            "expressions": [
-                [name, dict(sorted(sentences.items())), [list(objects[image]).index(i) for i in dict.fromkeys(ids)]]
-                for name, (sentences, ids) in expressions.items()
-            ],
-        }
-
-
-def _by_id(records: list[Any]) -> dict[int, Any]:
-    """Records by id; None where two have the same, so that neither is taken for the other."""
-    found: dict[int, Any] = {}
-    for record in records:
-        if isinstance(record, dict) and isinstance(record.get("id"), int):
-            usable = record["id"] not in found and isinstance(record.get("image_id", 0), int)
-            found[record["id"]] = record if usable else None
-    return found
+    def _meaning(self, ref: Json, number: int, what: str) -> tuple[str, list[int]]:
+        ids = take(ref, "ann_id", list, what)
+        absent = take(ref, "no_target", bool, what) if "no_target" in ref else ids == [-1]
+        if absent != (ids in ([-1], [])):
+            raise BadSample(f"{what}: 'no_target' is {absent}, 'ann_id' is {ids}")
+        return str(number), [] if absent else ids
 
 
 def _check_ids(image: int, ids: list[Any], images: dict[int, Any], annotations: dict[int, Any], what: str) -> None:
-    if images.get(image) is None:
+    if image not in images:
         raise BadSample(f"{what}: the instances do not have image {image} exactly once")
     for ann_id in ids:
-        annotation = annotations.get(ann_id) if isinstance(ann_id, int) else None
-        if annotation is None:
+        if not isinstance(ann_id, int) or ann_id not in annotations:
             raise BadSample(f"{what}: the instances do not have annotation {ann_id} exactly once")
-        if annotation.get("image_id") != image:
-            raise BadSample(f"{what}: annotation {ann_id} is on image {annotation.get('image_id')}, not {image}")
+        if (owner := take_id(annotations[ann_id], "image_id")) != image:
+            raise BadSample(f"{what}: annotation {ann_id} is on image {owner}, not {image}")
 
 
 class _PlainUnpickler(pickle.Unpickler):

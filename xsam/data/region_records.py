@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,9 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..structures import RLE, BadSample, UserError
-from .coco import MAX_PIXELS, CocoInstances, annotation_mask, require_folder
-from .index import Index, bad_row, stream_json_list, take, unique
-from .masks import CODE, decode_rle, encode_rle, has_size, mask_box, segmentation_mask
+from .coco import AnnotatedImages, CocoInstances, read_mask, take_flag, take_size
+from .index import bad_row, stream_json_list, take, unique
+from .masks import CODE, decode_rle, encode_rle, has_size, mask_box
 from .mixture import key
 from .regions import BRUSH, KINDS, dilate, visual_prompts
 
@@ -48,73 +49,44 @@ class PromptedImage:
 
     def having(self, *kinds: str) -> list[int]:
         """The instances that have a prompt of one of the kinds, by their places; crowds are not among them."""
-        return [
-            place
-            for place, instance in enumerate(self.instances)
-            if not instance.is_crowd and not instance.prompts.keys().isdisjoint(kinds)
-        ]
+        shown = [i for i, instance in enumerate(self.instances) if not instance.is_crowd]
+        return [i for i in shown if not self.instances[i].prompts.keys().isdisjoint(kinds)]
 
     def mask(self, instance: PromptedInstance) -> np.ndarray:
         """bool[H, W]. Raises BadSample for a malformed or empty one."""
         what = f"image {self.image_id}, annotation {instance.id}"
-        try:
-            mask = segmentation_mask(instance.segmentation, self.height, self.width)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise BadSample(f"{what}: {error}") from None
-        if not mask.any():
-            raise BadSample(f"{what}: the mask is empty")
-        return mask
+        return read_mask(instance.segmentation, self.height, self.width, what)
 
 
-class CocoVgd:
+class CocoVgd(AnnotatedImages):
     """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file.
 
     Or a COCO instances file: then prompts are drawn, always the same for the same annotation id.
 
-    Args:
-        annotations: the JSON file.
-        images: folder of its images.
-        scale: size of what is drawn, see `visual_prompts`.
-
-    Raises:
-        UserError: the file or the folder is missing, or the file is not of this kind. Asking for a record that cannot
-            be used raises BadSample.
+    `scale` is the size of what is drawn, see `visual_prompts`. Raises UserError when the file or the folder is missing,
+    or the file is not of this kind; asking for a record that cannot be used raises BadSample.
     """
 
     _layout = ("annotations", "image_id", "{}_visual_prompt")  # keys of: instances, the image's id, a prompt
     _brush: Mapping[str, float] = {}  # radius that stored prompts still have to be drawn with
 
     def __init__(self, annotations: str | Path, images: str | Path, scale: float = 1.0) -> None:
-        self.path, self.images, self.scale = Path(annotations), require_folder(images), scale
-        self._index = Index([annotations], f"{type(self).__name__} 1", self._rows)
-        tail = self._index[len(self._index) - 1]
-        self.categories: tuple[int, ...] = tuple(tail["categories"])  # those that occur, crowds apart
-        self._ids = np.array(tail["ids"], str)
-
-    def __len__(self) -> int:
-        return len(self._ids)
+        super().__init__(annotations, images)
+        self.scale, self.categories = scale, tuple(self._classes)  # the categories that occur, crowds apart
 
     def __getitem__(self, index: int) -> PromptedImage:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        row = self._index[index]
+        row = self._stored(index)
         instances = tuple(PromptedInstance(*values) for values in row["instances"])
         height, width = row["size"]
         return PromptedImage(str(self.images / row["image"]), self.id(index), height, width, instances)
 
-    def id(self, index: int) -> str:
-        """The image's id, unique in the file; made up where the record has none."""
-        return str(self._ids[index])
-
     def usable(self) -> Iterator[tuple[int, PromptedImage | None]]:
         """All records with their numbers; None for one that cannot be used."""
         for index in range(len(self)):
-            try:
+            record = None
+            with suppress(BadSample):
                 record = self[index]
-            except BadSample:
-                yield index, None
-            else:
-                yield index, record
+            yield index, record
 
     def prompt(self, record: PromptedImage, instance: PromptedInstance, kind: str) -> RLE:
         """One of the prompts that an instance has, not empty. Raises BadSample for a malformed one."""
@@ -134,28 +106,28 @@ class CocoVgd:
         ids: set[str] = set()
         annotations: set[int] = set()
         categories: set[int] = set()
-        names, usable, why = [], False, "it has no instance"
+        names, why = [], "it has no instance"
         for number, (name, row, problem) in enumerate(self._made()):
-            own = [values[0] for values in row.get("instances", ())]
+            instances = row.get("instances", ())
+            own = {values[0] for values in instances}
+            seen = {values[1] for values in instances if not values[2]}
             if name in ids:
                 problem = f"{self.path}: image {name}: is listed twice"
-            elif len(set(own)) < len(own) or not annotations.isdisjoint(own):
+            elif len(own) < len(instances) or not annotations.isdisjoint(own):
                 problem = f"{self.path}: image {name}: an annotation id stands in the file twice"
-            seen = {values[1] for values in row.get("instances", ()) if not values[2]}
-            if any(abs(category) >= 1 << 63 for category in seen):
+            elif any(abs(category) >= 1 << 63 for category in seen):
                 problem = f"{self.path}: image {name}: category_id {max(seen, key=abs)} is too large"
             if not problem and not seen:
                 continue  # an image without instances, or with crowds only, is no sample
             names.append(unique(name or f"record {number}", number, ids))
             if problem:
-                why = problem.removeprefix(f"{self.path}: ")
+                why = problem
                 yield bad_row(problem)
-                continue
-            annotations.update(own)
-            categories |= seen
-            usable = True
-            yield row
-        if not usable:
+            else:
+                annotations |= own
+                categories |= seen
+                yield row
+        if not annotations:
             raise UserError(f"{self.path}: none of its records can be used, the last: {why}")
         yield {"categories": sorted(categories), "ids": names}
 
@@ -165,14 +137,13 @@ class CocoVgd:
             yield from self._coco_made()
             return
         for number, record in enumerate(stream_json_list(self.path)):
-            name, row, problem = "", {}, ""
+            name, what = "", f"{self.path}: record {number}"
             try:
-                info = take(record, "image_info", dict, f"{self.path}: record {number}")
-                name = str(take(info, self._layout[1], (int, str), f"{self.path}: record {number}"))
-                row = self._row(record, info, f"{self.path}: image {name}")
+                info = take(record, "image_info", dict, what)
+                name = str(take(info, self._layout[1], (int, str), what))
+                yield name, self._row(record, info, f"{self.path}: image {name}"), ""
             except BadSample as bad:
-                problem = str(bad)
-            yield name, row, problem
+                yield name, {}, str(bad)
 
     def _coco_made(self) -> Iterator[Made]:
         instances = CocoInstances(self.path, self.images)
@@ -181,30 +152,24 @@ class CocoVgd:
                 record = instances[index]
             except BadSample as bad:
                 yield instances.id(index), {}, str(bad)
-                continue
-            rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.instances]
-            image, size = _name(record.image, self.images), (record.height, record.width)
-            yield record.image_id, {"image": image, "size": size, "instances": rows}, ""
+            else:
+                rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.annotations]
+                image, size = _name(record.image, self.images), (record.height, record.width)
+                yield record.image_id, {"image": image, "size": size, "instances": rows}, ""
 
     def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
-        size = [take(info, side, int, what, 1) for side in ("height", "width")]
-        if size[0] * size[1] > MAX_PIXELS:
-            raise BadSample(f"{what}: {size[0]} x {size[1]} pixels are more than an image can have")
+        size = take_size(info, what)
         rows = []
         for annotation in take(record, self._layout[0], list, what):
             id = take(annotation, "id", int, what)
             name = f"{what}, annotation {id}"
-            crowd = annotation.get("iscrowd", 0)
-            if crowd not in (0, 1):
-                raise BadSample(f"{name}: 'iscrowd' is {str(crowd)[:40]!r}")
+            crowd = take_flag(annotation, "iscrowd", 0, name)
             segmentation = take(annotation, "segmentation", (list, dict), name)
-            if isinstance(segmentation, dict):
-                _check_rle(segmentation, size, name)
             prompts = DRAWN if crowd else self._prompts(annotation, size, name)
-            rows.append((id, take(annotation, "category_id", int, name), bool(crowd), segmentation, prompts))
+            rows.append((id, take(annotation, "category_id", int, name), crowd, segmentation, prompts))
         return {"image": take(info, "file_name", str, what), "size": size, "instances": rows}
 
-    def _prompts(self, annotation: dict[str, Any], size: list[int], what: str) -> Mapping[str, str]:
+    def _prompts(self, annotation: dict[str, Any], size: tuple[int, int], what: str) -> Mapping[str, str]:
         """Counts of the prompts that are not empty, by kind."""
         if self._layout[0] == "annotations":
             if "visual_prompts" not in annotation:
@@ -212,13 +177,14 @@ class CocoVgd:
             annotation = take(annotation, "visual_prompts", dict, what)
         prompts = {}
         for kind in KINDS:
-            name = self._layout[2].format(kind)
+            name, about = self._layout[2].format(kind), f"{what}, {kind} prompt"
             if annotation.get(name, 0) is None:  # no such prompt was found for the object
                 continue
             rle = take(annotation, name, dict, what)
-            _check_rle(rle, size, f"{what}, {kind} prompt")
-            counts = take(rle, "counts", str, f"{what}, {kind} prompt")
-            if _any(rle, f"{what}, {kind} prompt"):
+            counts = take(rle, "counts", str, about)
+            if not has_size(rle, *size):
+                raise BadSample(f"{about}: its size is {str(rle.get('size'))[:40]}, the image's {list(size)}")
+            if _any(rle, about):
                 prompts[kind] = counts
         return prompts
 
@@ -265,14 +231,14 @@ def _vgd_record(data: CocoInstances, index: int, scale: float) -> dict[str, Any]
         log.warning("left out: %s", bad)
         return {}
     annotations = []
-    for instance in record.instances:
+    for instance in record.annotations:
         if instance.is_crowd:
             continue
         try:
-            mask = annotation_mask(instance, record.height, record.width)
+            mask = read_mask(instance.segmentation, record.height, record.width, f"annotation {instance.id}")
             drawn = visual_prompts(mask, np.random.default_rng(key("prompt", instance.id)), scale=scale)
         except BadSample as bad:
-            log.warning("left out: annotation %s of image %s: %s", instance.id, record.image_id, bad)
+            log.warning("left out: image %s, %s", record.image_id, bad)
             continue
         x0, y0, x1, y1 = mask_box(mask)
         annotations.append(
@@ -297,13 +263,6 @@ def _name(image: str, folder: Path) -> str:
 def _is_list(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(64).lstrip().startswith(b"[")
-
-
-def _check_rle(rle: dict[str, Any], size: list[int], what: str) -> None:
-    """Raises BadSample for another size than the image's, and for what is no code at all."""
-    if not has_size(rle, *size):
-        raise BadSample(f"{what}: its size is {str(rle.get('size'))[:40]}, the image's {size}")
-    take(rle, "counts", (str, list), what)
 
 
 def _any(rle: RLE, what: str) -> bool:

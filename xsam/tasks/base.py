@@ -1,12 +1,14 @@
 """What a task is: a dataset, the words around it, what its answer means, and its score. One file each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..structures import ItemOutput, Prediction, Sample
+from ..data.masks import decode_rle, encode_rle
+from ..data.regions import KINDS
+from ..structures import ItemOutput, Prediction, Sample, Segment, UserError
 
 
 class Metric(Protocol):
@@ -28,9 +30,13 @@ class Task(ABC):
     name: str
     generates = False
     max_new_tokens = 32
+    data: Any  # a reader; its records are the samples unless the task says otherwise
+    train: bool
+    questions: Sequence[str]
+    answers: Sequence[str]
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.data)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -40,17 +46,25 @@ class Task(ABC):
         """
         return np.zeros(0, np.int64)
 
-    @abstractmethod
     def id(self, index: int) -> str:
         """Unique name of a sample; all its draws in evaluation depend on it alone."""
+        return self.data.id(index)
 
     @abstractmethod
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """A sample with its question, answer and truth; `rng` decides wordings, order and negatives."""
 
-    @abstractmethod
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
         """What the model's answer means. `outputs` has one entry per `<SEG>`; empty when the model gave none."""
+        if len(outputs) != 1:
+            return Prediction(id=sample.id, text=text, failed=True)
+        found = self.found(outputs[0], sample)
+        segments = tuple(Segment(encode_rle(mask), label, score) for mask, label, score in found)
+        return Prediction(id=sample.id, text=text, segments=segments)
+
+    def found(self, output: ItemOutput, sample: Sample) -> Iterable[tuple[np.ndarray, int | str, float]]:
+        """Mask bool[H, W], label and score of each segment in the answer to the one `<SEG>`."""
+        raise NotImplementedError
 
     @abstractmethod
     def metric(self) -> Metric:
@@ -64,7 +78,27 @@ class Task(ABC):
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         """Add one prediction to the metric. A failed one counts as nothing predicted."""
 
+    def wording(self, rng: np.random.Generator) -> tuple[str, str]:
+        """A question and an answer: drawn in training, the first of each in evaluation."""
+        if self.train:
+            return choose(self.questions, rng), choose(self.answers, rng)
+        return self.questions[0], self.answers[0]
+
 
 def choose(options: Sequence[str], rng: np.random.Generator) -> str:
     """One of several wordings."""
     return options[int(rng.integers(len(options)))]
+
+
+def prompt_kinds(prompt: str, train: bool) -> tuple[str, ...]:
+    """The kinds of visual prompts that a task draws from; "" = any, in training only."""
+    if prompt not in (*KINDS, *([""] if train else [])):
+        raise UserError(f"prompt={prompt!r} is unknown; there is {', '.join(KINDS)}")
+    return (prompt,) if prompt else KINDS
+
+
+def united(prediction: Prediction, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted masks and the true ones, each united, bool[H, W]."""
+    truth = np.any(sample.masks.ids >= 0, axis=0)
+    found = [decode_rle(segment.segmentation) for segment in prediction.segments]
+    return np.any([np.zeros_like(truth), *found], axis=0), truth

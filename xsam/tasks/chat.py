@@ -12,27 +12,18 @@ from .base import Task
 
 
 class Chat(Task):
-    """A LLaVA-style file of conversations. Evaluation asks the first question of each and compares the answer.
-
-    Args:
-        data: a reader of conversations.
-    """
+    """A LLaVA-style file of conversations. Evaluation asks the first question of each and compares the answer."""
 
     name = "chat"
     generates = True
+    data: Conversations
 
     def __init__(self, *, data: Conversations, train: bool = False, max_new_tokens: int = 32) -> None:
         self.data, self.train, self.max_new_tokens = data, train, max_new_tokens
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     @property
     def lengths(self) -> np.ndarray:
         return self.data.lengths
-
-    def id(self, index: int) -> str:
-        return self.data.id(index)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]

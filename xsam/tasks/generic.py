@@ -3,19 +3,19 @@
 Open-vocabulary segmentation is this task with other rows. In stage 1 there is no text: the classes are a closed set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.coco import Category, CocoInstances, ImageSegments, annotation_mask, clean_name
+from ..data.coco import Category, CocoInstances, ImageSegments, clean_name, read_mask
 from ..data.masks import decode_rle, encode_rle, unpack
 from ..data.postprocess import instances, panoptic, semantic
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, SegmentMap, Turn, UserError
-from .base import Task, choose
+from ..structures import BadSample, ItemOutput, Prediction, Sample, SegmentMap, Turn, UserError
+from .base import Task
 
 QUESTIONS = (
     "Segment everything that belongs to these categories: {categories}.",
@@ -41,7 +41,6 @@ class GenericSegmentation(Task):
     """One split of a dataset. Rows that differ in `metric` alone are answered by one forward pass.
 
     Args:
-        data: a reader of panoptic segments, instances or label maps.
         instances: COCO instances of the same images, the truth of the instance score; else the things of `data` are.
         metric: "panoptic", "instance" or "semantic"; default: the first that `data` can be the truth of.
         closed_set: no text; labels are class indices (stage 1).
@@ -53,6 +52,7 @@ class GenericSegmentation(Task):
     """
 
     name = "generic"
+    data: SegmentReader
 
     def __init__(
         self, *, data: SegmentReader, instances: CocoInstances | None = None, metric: str = "",
@@ -80,12 +80,6 @@ class GenericSegmentation(Task):
         if self.instances is not None and (strays := self.instances.strays):
             raise UserError(f"{self.instances.path}: {strays[0]} is on no image; as the truth it would be missed")
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def id(self, index: int) -> str:
-        return self.data.id(index)
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         shown = self.data.segments(index)
         truth: dict[str, Any] = {"shown": shown}
@@ -98,8 +92,7 @@ class GenericSegmentation(Task):
         turns: tuple[Turn, ...] = ()
         if not self.closed_set:
             categories = ", ".join(f"<p>{clean_name(category.name)}</p>" for category in listed)
-            question = choose(self.questions, rng) if self.train else self.questions[0]
-            answer = choose(self.answers, rng) if self.train else self.answers[0]
+            question, answer = self.wording(rng)
             turns = (Turn(f"<image>\n{question.format(categories=categories)}", answer),)
         return Sample(
             id=shown.image_id,
@@ -123,30 +116,22 @@ class GenericSegmentation(Task):
         listed = [c for c in self.categories if c.id in present] + some
         return [listed[i] for i in rng.permutation(len(listed))]
 
-    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        if len(outputs) != 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        output = outputs[0]
+    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[np.ndarray, int | str, float]]:
+        found: Iterable[tuple[np.ndarray, int, float]]
         if self.kind == "panoptic":
             stuff = [i for i, category in enumerate(self.categories) if not category.is_thing]
             painted, segments = panoptic(output, stuff=stuff, score=self.threshold)
             ids = painted.cpu().numpy()
-            found = [(ids == id, column, score) for id, column, score in segments]
+            found = ((ids == id, column, score) for id, column, score in segments)
         elif self.kind == "semantic":
             labels = semantic(output).cpu().numpy()
-            found = [(labels == column, int(column), 1.0) for column in np.unique(labels)]
+            found = ((labels == column, int(column), 1.0) for column in np.unique(labels))
         else:
             masks, columns, scores, _ = instances(output)
             rows = zip(masks.cpu().numpy(), columns.tolist(), scores.tolist(), strict=True)
             things = (row for row in rows if self.categories[row[1]].is_thing)
             found = sorted(things, key=lambda row: -row[2])[:100]  # COCO's maxDets
-        return Prediction(
-            id=sample.id,
-            text=text,
-            segments=tuple(
-                Segment(encode_rle(mask), self.categories[column].id, score) for mask, column, score in found
-            ),
-        )
+        return ((mask, self.categories[column].id, score) for mask, column, score in found)
 
     def metric(self) -> Any:
         if self.kind == "panoptic":
@@ -182,8 +167,11 @@ class GenericSegmentation(Task):
             record, (height, width) = self.instances.of_image(shown.image_id), shown.masks.ids.shape[1:]
             if (record.height, record.width) != (height, width):
                 raise BadSample(f"{self.instances.path}: image {shown.image_id} is not {height} x {width}")
-            masks = [annotation_mask(instance, height, width) for instance in record.instances]
-            rows = [(i.category_id, i.is_crowd, i.area) for i in record.instances]
+            masks = [
+                read_mask(item.segmentation, height, width, f"annotation {item.id}", empty=True)
+                for item in record.annotations
+            ]
+            rows = [(item.category_id, item.is_crowd, item.area) for item in record.annotations]
         else:
             masks = list(unpack(shown.masks))
             areas = shown.areas or [mask.sum() for mask in masks]

@@ -11,7 +11,7 @@ from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import best_mask
 from ..metrics.grounded_caption import GroundedCaptionScore
 from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
-from .base import Task, choose
+from .base import Task
 
 QUESTIONS = (
     "Describe this image briefly and give the masks of what you mention, phrase by phrase.",
@@ -33,12 +33,12 @@ class GroundedConversation(Task):
     The candidates are the spans of the answer itself. In evaluation the model writes the answer in every protocol.
 
     Args:
-        data: a reader of grounded captions.
         similarity: how `recall` compares phrases, a name of `metrics.grounded_caption.SIMILARITIES`; "" = no recall.
     """
 
     name = "grounded_conversation"
     generates = True
+    data: GrandF | GcgPairs
 
     def __init__(
         self, *, data: GrandF | GcgPairs, train: bool = False, max_new_tokens: int = 512, similarity: str = "",
@@ -47,16 +47,9 @@ class GroundedConversation(Task):
         self.data, self.train, self.max_new_tokens, self.similarity = data, train, max_new_tokens, similarity
         self.questions, self.answers = questions, answers
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def id(self, index: int) -> str:
-        return self.data.id(index)
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]
-        question = choose(self.questions, rng) if self.train else self.questions[0]
-        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        question, answer = self.wording(rng)
         masks = record.masks()
         truth = {"image_id": record.image_id, "caption": record.caption, "labels": record.labels}
         return Sample(

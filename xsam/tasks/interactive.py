@@ -8,13 +8,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..data.masks import decode_rle, encode_rle, mask_box, pack
+from ..data.masks import decode_rle, mask_box, pack
 from ..data.postprocess import instances
 from ..data.region_records import CocoVgd
-from ..data.regions import KINDS
 from ..metrics.iou import ReferringIoU
-from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Segment, Turn, UserError
-from .base import Task, choose
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
+from .base import Task, choose, prompt_kinds, united
 
 QUESTIONS = (
     "Can you segment the object at {region} in this image?",
@@ -35,26 +34,21 @@ class InteractiveIoU(ReferringIoU):
 
 class InteractiveSegmentation(Task):
     """Objects shown by visual prompts. Training: a sample is an image, its object and the kind of its prompt are drawn.
-    Evaluation: a sample is an object that has a prompt of the kind; crowds are no objects.
-
-    Args:
-        data: a reader of prompted instances.
-        prompt: a kind of prompt; "" = any, in training only.
+    Evaluation: a sample is an object that has a prompt of the kind `prompt`; crowds are no objects.
     """
 
     name = "interactive"
+    data: CocoVgd
 
     def __init__(
         self, *, data: CocoVgd, prompt: str = "", train: bool = False,
         questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
-        if prompt not in (*KINDS, *([""] if train else [])):
-            raise UserError(f"prompt={prompt!r} is unknown; interactive segmentation has {', '.join(KINDS)}")
-        self.data, self.prompt, self.train = data, prompt, train
+        self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.questions, self.answers = questions, answers
         rows: list[tuple[int, int]] = []  # a record that cannot be used stands there once
         for i, record in () if train else data.usable():
-            rows += [(i, j) for j in record.having(prompt)] if record else [(i, 0)]
+            rows += [(i, j) for j in record.having(*self.kinds)] if record else [(i, 0)]
         self.rows = np.array(rows, np.int64).reshape(-1, 2)  # record and instance
 
     def __len__(self) -> int:
@@ -69,16 +63,14 @@ class InteractiveSegmentation(Task):
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         i, j = (index, -1) if self.train else self.rows[index]
         record = self.data[i]
-        kinds = (self.prompt,) if self.prompt else KINDS
         if self.train:
-            objects = record.having(*kinds)
+            objects = record.having(*self.kinds)
             if not objects:
                 raise BadSample(f"{self.data.path}: image {record.image_id}: no object has a visual prompt")
             j = int(rng.choice(objects))
         target = record.instances[j]
-        kind = choose([kind for kind in kinds if kind in target.prompts], rng)
-        question = choose(self.questions, rng) if self.train else self.questions[0]
-        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        kind = choose([kind for kind in self.kinds if kind in target.prompts], rng)
+        question, answer = self.wording(rng)
         return Sample(
             id=self.id(index),
             image=record.image,
@@ -89,26 +81,22 @@ class InteractiveSegmentation(Task):
             regions=(Region(self.data.prompt(record, target, kind)),),
         )
 
-    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
+    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
         """Of the masks with a score of 0.5 or the highest, the one with the highest score x `agreement`."""
-        if len(outputs) != 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        masks, _, scores, boxes = instances(outputs[0])
+        masks, _, scores, boxes = instances(output)
         kept = scores >= scores.max().clamp(max=0.5) if len(scores) else scores > 0
         if not kept.any():
-            return Prediction(id=sample.id, text=text)
+            return []
         masks, scores, boxes = masks[kept], scores[kept], boxes[kept]
-        best = int((scores * agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.prompt)).argmax())
-        segment = Segment(encode_rle(masks[best].cpu().numpy()), "", scores[best].item())
-        return Prediction(id=sample.id, text=text, segments=(segment,))
+        fit = agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.kinds[0])
+        best = int((scores * fit).argmax())
+        return [(masks[best].cpu().numpy(), "", scores[best].item())]
 
     def metric(self) -> InteractiveIoU:
         return InteractiveIoU()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        truth = sample.masks.ids[0] == 0
-        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        metric.update(found[0] if found else np.zeros_like(truth), truth)
+        metric.update(*united(prediction, sample))
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """The prompt itself as the answer."""

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.masks import decode_rle, encode_rle, pack
+from ..data.masks import pack
 from ..data.postprocess import best_mask
 from ..data.reasonseg import ReasonSeg
 from ..metrics.iou import ReferringIoU
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, Turn, UserError
-from .base import Task, choose
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn, UserError
+from .base import Task, choose, united
 
 SHORT = (
     "Which part of the image is {phrase}? Mark it.",
@@ -34,7 +34,6 @@ class ReasoningSegmentation(Task):
     another; evaluation asks the first. Pixels to be ignored are background in training and do not count in the score.
 
     Args:
-        data: a reader of ReasonSeg.
         questions: "short" questions (a phrase), "long" ones (a sentence), or "all".
         explained: share of the training samples with an explanation that ask for it.
         short, long, why, answers: wordings of a short and of a long question, of the wish for an explanation, and of
@@ -42,6 +41,7 @@ class ReasoningSegmentation(Task):
     """
 
     name = "reasoning"
+    data: ReasonSeg
 
     def __init__(
         self, *, data: ReasonSeg, train: bool = False, questions: str = "all", explained: float = 0.5,
@@ -52,15 +52,14 @@ class ReasoningSegmentation(Task):
             raise UserError(f"questions={questions!r} is unknown; reasoning segmentation has {', '.join(KINDS)}")
         self.data, self.train, self.explained = data, train, explained
         self.short, self.long, self.why, self.answers = short, long, why, answers
-        every = range(len(data))
-        self.rows = [i for i in every if questions == "all" or self._is_sentence(i) in (KINDS[questions], None)]
+        self.rows = [i for i in range(len(data)) if self._asked(i, KINDS[questions])]
 
-    def _is_sentence(self, index: int) -> bool | None:
-        """None for a record that cannot be used: it stays among the samples, to be counted."""
+    def _asked(self, index: int, is_sentence: bool | None) -> bool:
+        """Whether a record is of a kind. One that cannot be used stays among the samples, to be counted."""
         try:
-            return self.data[index].is_sentence
+            return is_sentence is None or self.data[index].is_sentence == is_sentence
         except BadSample:
-            return None
+            return True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,17 +87,12 @@ class ReasoningSegmentation(Task):
             truth={"ignore": labels == 255},
         )
 
-    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        if len(outputs) != 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        mask, score = best_mask(outputs[0])
-        return Prediction(id=sample.id, text=text, segments=(Segment(encode_rle(mask.cpu().numpy()), "", score),))
+    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
+        mask, score = best_mask(output)
+        return [(mask.cpu().numpy(), "", score)]
 
     def metric(self) -> ReferringIoU:
         return ReferringIoU()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        truth = sample.masks.ids[0] == 0
-        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        answer = np.any([np.zeros_like(truth), *found], axis=0)
-        metric.update(answer, truth, sample.truth["ignore"], failed=prediction.failed)
+        metric.update(*united(prediction, sample), sample.truth["ignore"], failed=prediction.failed)

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ..data.masks import decode_rle, encode_rle, pack
+from ..data.masks import pack
 from ..data.mixture import key
 from ..data.postprocess import above_background, best_mask
 from ..data.refer import Expressions, ReferredImage
 from ..metrics.iou import ReferringIoUByKind
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Segment, Turn
-from .base import Task, choose
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn
+from .base import Task, choose, united
 
 QUESTIONS = (
     "Can you segment {phrase} in this image?",
@@ -30,7 +30,6 @@ class ReferringSegmentation(Task):
     one sentence; where the file says of what kind it is, as the embedded world does, kinds are scored apart too.
 
     Args:
-        data: a reader of expressions.
         several: an expression may mean several objects, or none: the answer is the union of all masks that are more
             probable than the background, absent where there is none; else it is the most probable mask.
         absent: share of the training samples with one more turn: a phrase of another image, which means nothing here.
@@ -38,6 +37,7 @@ class ReferringSegmentation(Task):
     """
 
     name = "referring"
+    data: Expressions
 
     def __init__(
         self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0, max_turns: int = 5,
@@ -66,8 +66,7 @@ class ReferringSegmentation(Task):
             truth = {"kind": kind}
         turns, masks, segs = [], [], []
         for number, (phrase, meant) in enumerate(asked):
-            question = choose(self.questions, rng) if self.train else self.questions[0]
-            answer = choose(self.answers, rng) if self.train else self.answers[0]
+            question, answer = self.wording(rng)
             start = "" if number else "<image>\n"
             turns.append(Turn(start + question.format(phrase=f"<p>{phrase}</p>"), answer))
             masks.append(meant)
@@ -110,22 +109,15 @@ class ReferringSegmentation(Task):
         here = {sentence for expression in image.expressions for sentence in expression.sentences}
         return [] if other == index or phrase in here else [(phrase, image.masks(()))]
 
-    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        if len(outputs) != 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        mask, score = (above_background if self.several else best_mask)(outputs[0])
-        absent = self.several and not mask.any()
-        segments = () if absent else (Segment(encode_rle(mask.cpu().numpy()), "", score),)
-        return Prediction(id=sample.id, text=text, segments=segments)
+    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
+        mask, score = (above_background if self.several else best_mask)(output)
+        return [] if self.several and not mask.any() else [(mask.cpu().numpy(), "", score)]
 
     def metric(self) -> ReferringIoUByKind:
         return ReferringIoUByKind()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        truth = np.any(sample.masks.ids >= 0, axis=0)
-        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        answer = np.any([np.zeros_like(truth), *found], axis=0)
-        metric.update(answer, truth, sample.truth["kind"], failed=prediction.failed)
+        metric.update(*united(prediction, sample), sample.truth["kind"], failed=prediction.failed)
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """Three ways to answer without reading the expression: the whole image, the largest object, any object."""

@@ -1,6 +1,6 @@
 """Visual grounded segmentation: regions show what is meant, every instance of it is to be found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,9 @@ import numpy as np
 from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import instances
 from ..data.region_records import CocoVgd, PromptedImage
-from ..data.regions import KINDS
 from ..metrics.detection import InstanceAP
-from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Segment, Turn, UserError
-from .base import Task, choose
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
+from .base import Task, choose, prompt_kinds
 
 QUESTIONS = (
     "Segment everything of the same kind as {regions}.",
@@ -33,7 +32,6 @@ class VisualGrounding(Task):
     2508.04655).
 
     Args:
-        data: a reader of prompted instances.
         prompt: a kind of prompt; "" = any, in training only.
         cross: in evaluation every class is shown by another image of the split; one that no other shows is left out.
         absent: share of the evaluation's samples that ask for one more class, which the image does not have; another
@@ -41,14 +39,13 @@ class VisualGrounding(Task):
     """
 
     name = "visual_grounding"
+    data: CocoVgd
 
     def __init__(
         self, *, data: CocoVgd, prompt: str = "", train: bool = False, cross: bool = False, absent: float = 0.0,
         negatives: int = 5, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
-        if prompt not in (*KINDS, *([""] if train else [])):
-            raise UserError(f"prompt={prompt!r} is unknown; visual grounding has {', '.join(KINDS)}")
-        self.data, self.kinds, self.train = data, (prompt,) if prompt else KINDS, train
+        self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.cross, self.absent, self.negatives = cross, absent, negatives
         self.questions, self.answers = questions, answers
         self.rows: list[int] = []  # records of the evaluation, with those that cannot be used
@@ -112,8 +109,7 @@ class VisualGrounding(Task):
         self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
         rng: np.random.Generator, slots: np.ndarray,
     ) -> Sample:  # fmt: skip
-        question = choose(self.questions, rng) if self.train else self.questions[0]
-        answer = choose(self.answers, rng) if self.train else self.answers[0]
+        question, answer = self.wording(rng)
         asked = question.format(regions=", ".join(["<p><region></p>"] * len(listed)))
         return Sample(
             id=record.image_id,
@@ -145,15 +141,11 @@ class VisualGrounding(Task):
         region = self._region(record, _by_class(record, self.kinds)[category], rng)
         return Region(region.mask, image=record.image)
 
-    def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        if len(outputs) != 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        masks, columns, scores, _ = instances(outputs[0])
+    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[np.ndarray, int | str, float]]:
+        masks, columns, scores, _ = instances(output)
         best = scores.argsort(descending=True)[:100]  # COCO's maxDets
-        rows = zip(masks[best].cpu().numpy(), columns[best].tolist(), scores[best].tolist(), strict=True)
-        categories: list[int] = sample.truth["categories"]
-        segments = tuple(Segment(encode_rle(mask), categories[column], score) for mask, column, score in rows)
-        return Prediction(id=sample.id, text=text, segments=segments)
+        labels = [sample.truth["categories"][column] for column in columns[best].tolist()]
+        return zip(masks[best].cpu().numpy(), labels, scores[best].tolist(), strict=True)
 
     def metric(self) -> InstanceAP:
         return InstanceAP()

@@ -31,13 +31,7 @@ PARTS = {"class": len(CATEGORIES), "colour": len(COLOURS), "texture": len(TEXTUR
 
 
 def pretrain(
-    config_path: str,
-    out: Path,
-    *,
-    scenes: int = 8000,
-    steps: int = 6000,
-    text_steps: int = 2000,
-    seed: int = 0,
+    config_path: str, out: Path, *, scenes: int = 8000, steps: int = 6000, text_steps: int = 2000, seed: int = 0
 ) -> None:
     """Write tokenizer and `model.safetensors` (fp16: seg_encoder, vision_encoder, llm) to `out`.
 

@@ -149,10 +149,7 @@ def test_spread(monkeypatch):
 
 @pytest.mark.parametrize(
     "region, message",
-    [
-        (encode_rle(MASK[:, :9]), "region 0 has the size"),
-        (encode_rle(np.zeros((8, 10), bool)), "region 0 is empty"),
-    ],
+    [(encode_rle(MASK[:, :9]), "region 0 has the size"), (encode_rle(np.zeros((8, 10), bool)), "region 0 is empty")],
 )
 def test_regions(tmp_path, region, message):
     path = str(tmp_path / image(tmp_path / "a.png"))

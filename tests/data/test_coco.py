@@ -34,10 +34,7 @@ def panoptic(tmp_path):
     content = {
         "images": [{"id": 11, "file_name": "a.jpg", "height": 2, "width": 4}],
         "annotations": [{"image_id": 11, "file_name": "a.png", "segments_info": segments}],
-        "categories": [
-            {"id": 2, "name": "tree-merged", "isthing": 0},
-            {"id": 5, "name": "Cat", "isthing": 1},
-        ],
+        "categories": [{"id": 2, "name": "tree-merged", "isthing": 0}, {"id": 5, "name": "Cat", "isthing": 1}],
     }
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
     return tmp_path

@@ -21,11 +21,7 @@ def talk(*texts):
 
 
 def test_the_image_stands_before_the_question_that_showed_it(tmp_path):
-    record = {
-        "id": 5,
-        "image": "a/b.jpg",
-        "conversations": talk("Hi", "Hello", "What is it?\n<image>", " A cat. "),
-    }
+    record = {"id": 5, "image": "a/b.jpg", "conversations": talk("Hi", "Hello", "What is it?\n<image>", " A cat. ")}
     (conversation,) = write(tmp_path / "c.json", record)
     assert conversation.id == "5"
     assert conversation.image == str(tmp_path / "a/b.jpg")
@@ -44,10 +40,7 @@ def test_an_image_is_shown_once(tmp_path):
 
 
 def test_text_only_and_a_leading_answer(tmp_path):
-    record = {
-        "id": "t",
-        "conversations": [{"from": "gpt", "value": "Welcome"}, *talk("Q", "A", "unanswered")],
-    }
+    record = {"id": "t", "conversations": [{"from": "gpt", "value": "Welcome"}, *talk("Q", "A", "unanswered")]}
     (conversation,) = write(tmp_path / "c.json", record)
     assert conversation.image == ""
     assert conversation.turns == (Turn("Q", "A"),)

@@ -15,12 +15,7 @@ RECORDED = Path(__file__).parents[2] / "../shared/parity/s1.preprocess.safetenso
 
 @pytest.mark.parametrize(
     "size, side, expected",
-    [
-        ((480, 640), 1024, (768, 1024)),
-        ((427, 640), 1024, (683, 1024)),
-        ((3, 2), 5, (5, 3)),
-        ((1, 900), 64, (1, 64)),
-    ],
+    [((480, 640), 1024, (768, 1024)), ((427, 640), 1024, (683, 1024)), ((3, 2), 5, (5, 3)), ((1, 900), 64, (1, 64))],
 )
 def test_longest_side_size(size, side, expected):
     assert longest_side_size(*size, side) == expected

@@ -35,11 +35,7 @@ def blobs(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def test_rle_agrees_with_pycocotools():
-    for mask in [
-        *blobs(8, 37, 53),
-        np.random.default_rng(1).random((61, 20)) < 0.5,
-        np.ones((300, 200), bool),
-    ]:
+    for mask in [*blobs(8, 37, 53), np.random.default_rng(1).random((61, 20)) < 0.5, np.ones((300, 200), bool)]:
         rle = encode_rle(mask)
         assert isinstance(rle["counts"], str)
         assert (coco_mask.decode(rle).astype(bool) == mask).all()

@@ -112,12 +112,7 @@ def test_panoptic_files_agree(world):
             rows, columns = np.nonzero(ids == s["id"])
             assert s["area"] == len(rows)
             x, y, w, h = s["bbox"]
-            assert (x, y, x + w, y + h) == (
-                columns.min(),
-                rows.min(),
-                columns.max() + 1,
-                rows.max() + 1,
-            )
+            assert (x, y, x + w, y + h) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_instances_are_valid_for_pycocotools(world):

@@ -86,14 +86,7 @@ def samples(step: int, start: int, count: int) -> Batch:
 
 
 def loader(
-    *,
-    batch_size: int,
-    accumulation: int,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    steps: int,
-    workers: int,
+    *, batch_size: int, accumulation: int, rank: int, world_size: int, start_step: int, steps: int, workers: int
 ) -> Iterator[list[Batch]]:
     assert batch_size == SAMPLES
     count = SAMPLES // world_size // accumulation

@@ -122,10 +122,7 @@ def test_coco_image_against_panopticapi() -> None:
             continue
         pred = json.loads((folder / f"pred/{name}.json").read_text())["annotations"][0]
         metric = PanopticQuality({item["id"]: bool(item["isthing"]) for item in truth["categories"]})
-        case = {
-            "pred_segments": pred["segments_info"],
-            "gt_segments": truth["annotations"][0]["segments_info"],
-        }
+        case = {"pred_segments": pred["segments_info"], "gt_segments": truth["annotations"][0]["segments_info"]}
         add(metric, case, read_ids(folder / "pred" / name / pred["file_name"]), gt)
         check_groups(metric, expected)
         checked += 1

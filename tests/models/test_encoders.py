@@ -352,13 +352,7 @@ def test_timm_statistics_come_from_the_model() -> None:
 
 
 def test_timm_prefix_tokens_are_dropped() -> None:
-    arguments = {
-        "name": "vit_base_patch16_224",
-        "image_size": 48,
-        "embed_dim": 24,
-        "depth": 2,
-        "num_heads": 2,
-    }
+    arguments = {"name": "vit_base_patch16_224", "image_size": 48, "embed_dim": 24, "depth": 2, "num_heads": 2}
     assert TimmVisionEncoder(**arguments)(torch.zeros(1, 3, 48, 48)).shape == (1, 9, 24)
 
 

@@ -144,10 +144,8 @@ def dry_run(
             run = _Run(model, tally)
             loss, tokens = run.loss(criterion, samples, text)
             loss.backward()
-        return DryRun(
-            tuple(run.parts), tally.flops, tally.peak - tally.gradients_at_peak, tally.gradients_at_peak,
-            tokens,
-        )  # fmt: skip
+        activations = tally.peak - tally.gradients_at_peak
+        return DryRun(tuple(run.parts), tally.flops, activations, tally.gradients_at_peak, tokens)
 
 
 def _hand_over(parameter: Tensor, tally: Tally, gradient: Callable[[Tensor], float]) -> None:
@@ -244,14 +242,12 @@ class _Run:
             ids, index = torch.zeros((1, side, side), dtype=torch.int16), torch.zeros(M, dtype=torch.long)
             number = range(D)  # no tensor: the criterion looks an item's image up, which would need content
             items = DecoderItems(number, index, index, index, targets=(Target(ids, index, index),) * D)  # type: ignore[arg-type]
-            points = (
-                torch.rand(1, n, p, 2).expand(L, -1, -1, -1) for n, p in ((D, P), (D * M, 3 * P), (D * M, P // 4))
-            )
+            sizes = ((D, P), (D * M, 3 * P), (D * M, P // 4))
+            points = (torch.rand(1, n, p, 2).expand(L, -1, -1, -1) for n, p in sizes)
             terms = criterion.layer_losses(output, _batch(items), counts, Draws(*points))
             losses += [term.sum() for term in terms.values()]
         loss = torch.stack(losses).sum()
-        kept = self.tally.now - bytes_before
-        self.parts.append(Part("losses", 0, 0, self.tally.flops - flops_before, kept))
+        self.parts.append(Part("losses", 0, 0, self.tally.flops - flops_before, self.tally.now - bytes_before))
         return loss
 
 

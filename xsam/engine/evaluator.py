@@ -246,13 +246,7 @@ def select(benchmarks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 
 def write_results(
-    out: Path,
-    benchmarks: dict[str, Any],
-    *,
-    config_path: str,
-    checkpoint: Path | str,
-    protocol: str,
-    seconds: float,
+    out: Path, benchmarks: dict[str, Any], *, config_path: str, checkpoint: Path | str, protocol: str, seconds: float
 ) -> None:
     """`out/results.json` and `out/results.md`."""
     results = {
@@ -261,11 +255,7 @@ def write_results(
         "checkpoint": {"path": str(checkpoint), "sha256": _sha256(Path(checkpoint))},
         "protocol": protocol,
         "seed": 0,
-        "versions": {
-            "xsam": __version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
+        "versions": {"xsam": __version__, "torch": torch.__version__, "transformers": version("transformers")},
         "seconds": round(seconds, 1),
         "benchmarks": benchmarks,
     }
@@ -285,18 +275,13 @@ def _sha256(path: Path) -> str:
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as handle:
-            while chunk := handle.read(1 << 22):
-                digest.update(chunk)
+        digest.update(np.memmap(file, np.uint8).data if file.stat().st_size else b"")
     return digest.hexdigest() if files else ""
 
 
 def table(runs: Mapping[str, dict[str, Any]]) -> str:
     """Markdown: a line per metric, a column per run; blind baselines of a benchmark follow it."""
-    lines = [
-        f"| benchmark | metric | {' | '.join(runs)} |",
-        f"|---|---|{'---:|' * len(runs)}",
-    ]
+    lines = [f"| benchmark | metric | {' | '.join(runs)} |", f"|---|---|{'---:|' * len(runs)}"]
     first = next(iter(runs.values()))["benchmarks"]
     for name, row in first.items():
         if "error" in row:
@@ -308,9 +293,9 @@ def table(runs: Mapping[str, dict[str, Any]]) -> str:
             for metric in [metric for metric in scores if metric.startswith(("cIoU", "mIoU"))]:
                 cells = [_cell(scores[metric])] + [""] * (len(runs) - 1)
                 lines.append(f"| {name} | {metric}, {trick} (blind) | {' | '.join(cells)} |")
-        if any(run["benchmarks"].get(name, {}).get("failed") for run in runs.values()):
-            cells = [str(run["benchmarks"].get(name, {}).get("failed", "")) for run in runs.values()]
-            lines.append(f"| {name} | failed | {' | '.join(cells)} |")
+        failed = [run["benchmarks"].get(name, {}).get("failed", "") for run in runs.values()]
+        if any(failed):
+            lines.append(f"| {name} | failed | {' | '.join(map(str, failed))} |")
     return "\n".join(lines)
 
 

@@ -17,12 +17,7 @@ def adamw(groups: list[dict[str, Any]], betas: Sequence[float]) -> torch.optim.A
 
 
 def schedule(
-    kind: str,
-    steps: int,
-    *,
-    warmup: float = 0.03,
-    milestones: Sequence[float] = (),
-    gamma: float = 0.1,
+    kind: str, steps: int, *, warmup: float = 0.03, milestones: Sequence[float] = (), gamma: float = 0.1
 ) -> Callable[[int], float]:
     """A function step -> factor of the learning rate, for steps 0 .. `steps` - 1.
 

@@ -8,46 +8,29 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.criterion import Counts
-from ..structures import Batch, ModelOutput, UserError
+from ..models.criterion import Counts, Criterion
+from ..structures import Batch, UserError
 from . import checkpoint, distributed, optim, stages
 from .log import Log
 
 BUCKET = 500_000_000  # gradients of one message between GPUs (DeepSpeed's default)
 
 
-class Criterion(Protocol):
-    def count(self, batch: Batch, num_queries: int) -> Counts: ...
-
-    def __call__(self, output: ModelOutput, batch: Batch, counts: Counts) -> dict[str, Tensor]: ...
-
-
-class LoaderFactory(Protocol):
-    def __call__(
-        self,
-        *,
-        batch_size: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        start_step: int,
-        steps: int,
-        workers: int,
-    ) -> Iterable[list[Batch]]:
-        """Micro-batches of this rank for steps `start_step` .. `steps` - 1; `batch_size` is global."""
-        ...
+# Called with batch_size (global), accumulation, rank, world_size, start_step, steps and workers; gives this rank's
+# micro-batches of steps `start_step` .. `steps` - 1.
+LoaderFactory = Callable[..., Iterable[list[Batch]]]
 
 
 class Objective(nn.Module):

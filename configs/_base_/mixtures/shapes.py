@@ -97,8 +97,8 @@ alignment = dict(type=Mixture, sources=dict(captions=_chat["captions"]))
 mixed = dict(
     type=Mixture,
     multipliers=dict(
-        refer=0.5, grefer=0.15, reason=0.2, gcg_grandf=0.22, gcg_refcocog=0.22, gcg_flickr=0.22, vgd=0.2,
-        interactive=0.2, chat=0.16,
+        refer=0.5, grefer=0.13, reason=0.23, gcg_grandf=0.11, gcg_refcocog=0.11, gcg_flickr=0.11, vgd=0.29,
+        interactive=0.29, chat=0.16,
     ),
     sources=dict(
         panoptic=dict(**_panoptic, partial=0.1), refer=_refer, grefer=_grefer, reason=_reason, **_gcg, vgd=_vgd,

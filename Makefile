@@ -20,7 +20,7 @@ shapes: setup
 	$(RUN) train configs/shapes/stage2.py
 	$(RUN) train configs/shapes/stage3.py
 	$(RUN) evaluate configs/shapes/stage3.py --checkpoint $(SHAPES)/stage3 --out $(SHAPES)
-	$(RUN) evaluate configs/shapes/stage3.py --checkpoint random --out $(SHAPES)/untrained --limit 50
+	$(RUN) evaluate configs/shapes/stage3.py --checkpoint random --out $(SHAPES)/untrained --limit 25
 	$(RUN) predict --checkpoint $(SHAPES)/stage3 --image $$(ls data/shapes/val/* | head -8) --out $(SHAPES)/pictures
 	$(RUN) evaluate --compare $(SHAPES) $(SHAPES)/untrained
 	@echo "pictures: $(SHAPES)/pictures"

@@ -1,5 +1,6 @@
 """Every shipped config loads, its model builds, its stage parses, and its rows name what exists."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -23,6 +24,16 @@ PARAMETERS = {  # without the official files' dead tensors: SAM's neck, SigLIP's
 }
 
 
+def check_arguments(node):
+    """Every `type`, however deep, exists and takes the arguments beside it; its files need not be there."""
+    if isinstance(node, dict):
+        arguments = {key: value for key, value in node.items() if key != "type"}
+        if "type" in node:
+            inspect.signature(config.resolve(node["type"])).bind(**arguments)
+        for value in arguments.values():
+            check_arguments(value)
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
 def test_a_stage_config_is_whole(path):
     loaded = config.load(path)
@@ -38,8 +49,8 @@ def test_a_stage_config_is_whole(path):
     if stage.next:
         assert (ROOT / stage.next).is_file()
     config.build(loaded["criterion"])
-    for row in [*loaded["mixture"]["sources"].values(), *loaded["benchmarks"].values()]:
-        config.resolve(row["type"])
+    for row in [loaded["mixture"], loaded["processor"], *loaded["benchmarks"].values()]:
+        check_arguments({key: value for key, value in row.items() if key != "published"})
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -28,7 +28,7 @@ stage = dict(
     weight_decay=0.05,
     clip=1.0,
     schedule=dict(kind="cosine", warmup=0.05),
-    steps=350,
+    steps=320,
     batch_size=8,
     precision="fp32",
     zero=0,

@@ -19,7 +19,7 @@ stage = dict(
     weight_decay=0.05,
     clip=100.0,  # sources differ in gradient: a tight clip would drown the masks' share in the language model
     schedule=dict(kind="cosine", warmup=0.03),
-    steps=650,
+    steps=540,
     batch_size=8,
     precision="fp32",
     zero=0,

@@ -30,7 +30,7 @@ def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 
     """
     root = Path(root)
     stamp = root / "prepared.json"
-    arguments = json.dumps({"version": 3, "train": train, "val": val, "seed": seed, "size": size})
+    arguments = json.dumps({"version": 4, "train": train, "val": val, "seed": seed, "size": size})
     if stamp.exists() and stamp.read_text() == arguments:
         return
     stamp.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         if split == "val" or index % 3 == 0:  # prompts take the most time, and these are many
             prompted = [_prompted(scene, annotation, number) for number, annotation in enumerate(annotations)]
             rows["vgd"].append(_vgd_record(image, prompted))
-            if split == "train" or index % 8 == 0:  # every object is a question of each kind
+            if split == "train" or index % max(count // 20, 1) == 0:  # every object is a question of each kind
                 rows["interactive"].append(_psalm_record(image, prompted))
         if split == "val" or index % 5 == 0:
             rows["explanatory"] += _write_reason(root / f"reason/{split}", scene, name)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.data.coco import Category, CocoInstances, CocoPanoptic, clean_name, distinct, read_mask
+from xsam.data.coco import Category, CocoInstances, CocoPanoptic, clean_name, distinct
 from xsam.data.masks import encode_rle, unpack, write_panoptic_png
+from xsam.data.records import read_mask
 from xsam.data.shapes import CATEGORIES
 from xsam.data.shapes_files import prepare
 from xsam.structures import BadSample, UserError

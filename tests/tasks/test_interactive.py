@@ -149,6 +149,7 @@ def test_records_that_cannot_be_used_stay_in_the_benchmark(world, tmp_path):
     assert len(broken) == len(whole) - first + 1
     with pytest.raises(ValueError, match="'height' is '96'"):
         broken.sample(0, np.random.default_rng(0))
+    assert broken.baselines(range(2)) == whole.baselines([first])  # a guess needs a truth, the evaluation goes on
 
 
 def test_mistakes_name_the_remedy(world):

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 
 import numpy as np
 from tqdm import tqdm
 
+from ..config import resolve
 from ..data.catalog import fits
 from ..data.images import image_size, read_image
 from ..data.masks import decode_rle
@@ -82,9 +84,9 @@ def validate(
 def check(row: Row, limit: int | None = None, full: bool = False, source: str = "") -> Report:
     """Take the samples of a row; `source` says how to get the files."""
     report = Report(row)
-    changes = {"max_turns": 10**6} if row.node["type"].endswith(".ReferringSegmentation") else {}  # every expression
+    changes = {"max_turns": 10**6} if "max_turns" in signature(resolve(row.node["type"])).parameters else {}
     try:
-        task = row.build(**changes)
+        task = row.build(**changes)  # every turn that a record has
     except UserError as error:
         report.add("cannot be read", str(error), source)
         return report

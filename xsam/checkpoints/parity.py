@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import postprocess
-from ..data.coco import read_json
 from ..data.collate import collate, uncollate
 from ..data.images import fit_frame
 from ..data.masks import pack, pad_ids, resize_ids, unpack
+from ..data.records import read_json
 from ..models.connector import Connector
 from ..models.criterion import Criterion, Draws
 from ..models.encoders import SamEncoder, SiglipEncoder

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from ..data.coco import read_json
+from ..data.records import read_json
 from ..structures import UserError
 
 # (a tensor that gives the model away, the prefix of what we want, its official prefix in X-SAM); first match decides.

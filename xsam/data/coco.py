@@ -1,21 +1,19 @@
 """COCO's files: panoptic segments and instances. The annotations lie in an index, a record is made when asked for."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..structures import BadSample, SegmentMap, UserError
 from .images import image_size
-from .index import REMEDY, Index, bad_row, take, take_text
-from .masks import from_label_map, pack, read_panoptic_png, segmentation_mask
+from .index import bad_row, take, take_text
+from .masks import from_label_map, pack, read_panoptic_png
+from .records import AnnotatedImages, by_id, read_json, read_mask, require_folder, take_flag, take_id, take_size
 
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an image: PIL reads no larger one
 IMAGE_KEYS = ("id", "file_name", "height", "width")  # what is kept of each object in the file
 SEGMENT_KEYS = ("id", "category_id", "area", "iscrowd")
 INSTANCE_KEYS = (*SEGMENT_KEYS, "segmentation")
@@ -73,23 +71,6 @@ def clean_name(name: str) -> str:
     return name.replace("-", " ").lower()
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file. Raises UserError when it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch or write the file anew") from None
-
-
-def require_folder(path: str | Path) -> Path:
-    """The path of a folder. Raises UserError when there is none."""
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: no such folder; {REMEDY}")
-    return Path(path)
-
-
 def read_coco(path: str | Path, *keys: str) -> dict[str, Any]:
     """Parse a JSON file of COCO's layout. Raises UserError, also when one of its lists is missing."""
     content = read_json(path)
@@ -99,100 +80,6 @@ def read_coco(path: str | Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: has no list {', '.join(missing)}; it is not a COCO file of this kind")
     return content
-
-
-def take_size(record: Any, what: str) -> tuple[int, int]:
-    """Height and width that a file states. Raises BadSample where they are no size of an image."""
-    height, width = take(record, "height", int, what, 1), take(record, "width", int, what, 1)
-    if height * width > MAX_PIXELS:
-        raise BadSample(f"{what}: {height} x {width} pixels are more than an image can have")
-    return height, width
-
-
-def take_flag(record: dict[str, Any], key: str, default: int, what: str) -> bool:
-    """A flag that is 0 or 1, or not there. Raises BadSample for anything else."""
-    value = record.get(key, default)
-    if value not in (0, 1):
-        raise BadSample(f"{what}: {key!r} is {str(value)[:40]!r}")
-    return bool(value)
-
-
-def read_mask(segmentation: Any, height: int, width: int, what: str, *, empty: bool = False) -> np.ndarray:
-    """`segmentation_mask`, bool[H, W]. Raises BadSample where it is malformed, or has no pixel and may not be empty."""
-    try:
-        mask = segmentation_mask(segmentation, height, width)
-    except ValueError as error:
-        raise BadSample(f"{what}: {error}") from None
-    if not empty and not mask.any():
-        raise BadSample(f"{what}: the mask is empty")
-    return mask
-
-
-def take_id(record: Any, key: str) -> int | str | None:
-    """An id; None where there is none that could be one."""
-    value = record.get(key) if isinstance(record, dict) else None
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
-
-
-def by_id(records: list[Any]) -> dict[Any, Any]:
-    """The records whose id is there and the only one, so that none is taken for another."""
-    ids = [take_id(record, "id") for record in records]
-    counts = Counter(map(str, ids))
-    return {id: record for id, record in zip(ids, records, strict=True) if id is not None and counts[str(id)] == 1}
-
-
-def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -> Iterator[Any]:
-    """`row(record, what)` for each name `what` in messages and record, or a bad row where it raises BadSample."""
-    for what, record in records:
-        try:
-            yield row(record, what)
-        except BadSample as bad:
-            yield bad_row(str(bad))
-
-
-class Records:
-    """A sequence of records: an index whose rows have an "id", and a folder of images."""
-
-    def __init__(
-        self, sources: Sequence[str | Path], images: str | Path, layout: str, rows: Callable[[], Iterator[Any]]
-    ) -> None:
-        self._images = require_folder(images)
-        self._index = Index(sources, layout, rows)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def id(self, index: int) -> str:
-        """The record's id, or its number where it cannot be used."""
-        try:
-            return str(self._index[index]["id"])
-        except BadSample:
-            return f"record {index}"
-
-
-class AnnotatedImages:
-    """A sequence of images of one file: an index whose last row holds what is known of all, sample ids and classes."""
-
-    def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        self.path, self.images = Path(annotations), require_folder(images)
-        self._index = Index([annotations], f"{type(self).__name__} 2", self._rows)
-        tail = self._index[len(self._index) - 1]
-        self._classes, self._ids = tail["categories"], np.array(tail["ids"], str)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def id(self, index: int) -> str:
-        """The image id of a record, unique in the file; made up where the record has none."""
-        return str(self._ids[index])
-
-    def _stored(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._index[index]
-
-    def _rows(self) -> Iterator[Any]:
-        raise NotImplementedError
 
 
 class _CocoFile(AnnotatedImages):

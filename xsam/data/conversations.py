@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, Turn
-from .coco import Records
 from .index import SURROGATE, TAGS, bad_row, stream_json_list, take, unique
+from .records import Records
 
 IMAGE = "<image>"
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import Records, read_coco, read_mask, take_size, usable
+from .coco import read_coco
 from .images import image_size
 from .index import stream_json_list, take, take_text
+from .records import Records, read_mask, take_size, usable
 
 Grounding = tuple[str, int, list[Any]]  # a phrase, where the file says that it begins, its segmentations
 

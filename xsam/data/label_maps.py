@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image
 
 from ..structures import BadSample, UserError
-from .coco import Category, ImageSegments, check_categories, distinct, require_folder
+from .coco import Category, ImageSegments, check_categories, distinct
 from .images import DAMAGE
 from .index import REMEDY
 from .masks import from_label_map
+from .records import require_folder
 
 NAMES = Path(__file__).parent / "names"
 

@@ -15,10 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..structures import BadSample, UserError
-from .coco import Category, CocoPanoptic, distinct, require_folder
+from .coco import Category, CocoPanoptic, distinct
 from .images import read_image
 from .label_maps import read_names, read_values
 from .masks import encode_rle, mask_box, read_panoptic_png, write_panoptic_png
+from .records import require_folder
 
 ADE_SPLITS = {"training": "train", "validation": "val"}
 COCO_SPLITS = ("train2017", "val2017")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import read_json, require_folder
 from .images import image_size
 from .index import REMEDY, take, take_text
+from .records import read_json, require_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .coco import Records, by_id, read_coco, read_mask, take_id
+from .coco import read_coco
 from .images import image_size
 from .index import REMEDY, bad_row, stream_json_list, take, take_text
+from .records import Records, by_id, read_mask, take_id
 
 Json = dict[str, Any]
 

@@ -14,10 +14,11 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..structures import RLE, BadSample, UserError
-from .coco import AnnotatedImages, CocoInstances, read_mask, take_flag, take_size
+from .coco import CocoInstances
 from .index import bad_row, stream_json_list, take, unique
 from .masks import CODE, decode_rle, encode_rle, has_size, mask_box
 from .mixture import key
+from .records import AnnotatedImages, read_mask, take_flag, take_size
 from .regions import BRUSH, KINDS, dilate, visual_prompts
 
 log = logging.getLogger("xsam")

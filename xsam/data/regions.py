@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ..structures import BadSample
+from ..structures import BadSample, UserError
 from .masks import mask_box
 
 KINDS = ("point", "scribble", "box", "mask")
@@ -13,6 +13,13 @@ BRUSH = {"point": 10.0, "scribble": 5.0}  # radius in pixels of COCO's images (X
 TRIES = 100  # draws of a place that has to fit, all made at once, before the fallback
 
 Part = tuple[np.ndarray, tuple[int, int]]  # a connected component: bool[h, w] cut to its box, and the box's (y0, x0)
+
+
+def prompt_kinds(prompt: str, train: bool) -> tuple[str, ...]:
+    """The kinds of visual prompts that a task draws from; "" = any, in training only."""
+    if prompt not in (*KINDS, *([""] if train else [])):
+        raise UserError(f"prompt={prompt!r} is unknown; there is {', '.join(KINDS)}")
+    return (prompt,) if prompt else KINDS
 
 
 def visual_prompts(

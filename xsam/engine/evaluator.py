@@ -28,8 +28,6 @@ from . import distributed
 
 log = logging.getLogger("xsam")
 
-PROTOCOLS = ("paper", "strict")
-
 
 def evaluate(
     model: XSamModel,

@@ -54,24 +54,12 @@ def train_stage(
             if resume and "llm" in config["model"]:
                 _keep_vocabulary(config["model"]["llm"], work_dir)
             model = configs.build(config["model"])
+    count, refused = distributed.all_reduce_sum, work_dir / "refused.jsonl"
+    loader = partial(Loader, mixture, processor, seed=stage.seed, total=count, refused=refused)
     train(
-        model,
-        criterion,
-        partial(
-            Loader,
-            mixture,
-            processor,
-            seed=stage.seed,
-            total=distributed.all_reduce_sum,
-            refused=work_dir / "refused.jsonl",
-        ),
-        config,
-        work_dir,
-        steps_per_epoch=mixture.steps_per_epoch(stage.batch_size),
-        resume=resume,
-        max_steps=max_steps,
-        tokenizer=processor.tokenizer,
-    )
+        model, criterion, loader, config, work_dir, steps_per_epoch=mixture.steps_per_epoch(stage.batch_size),
+        resume=resume, max_steps=max_steps, tokenizer=processor.tokenizer,
+    )  # fmt: skip
     distributed.say(f"{work_dir}: trained" + (f"; next: xsam train {stage.next}" if stage.next else ""))
 
 

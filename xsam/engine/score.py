@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.coco import read_coco, read_json
+from ..data.coco import read_coco
 from ..data.masks import encode_rle, read_panoptic_png, segmentation_mask
+from ..data.records import read_json
 from ..metrics.detection import InstanceAP
 from ..metrics.grounded_caption import GroundedCaptionScore
 from ..metrics.iou import NOTHING_IGNORED, ReferringIoU

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..data.masks import decode_rle, encode_rle
-from ..data.regions import KINDS
-from ..structures import ItemOutput, Prediction, Sample, Segment, UserError
+from ..structures import ItemOutput, Prediction, Sample, Segment
 
 
 class Metric(Protocol):
@@ -88,13 +87,6 @@ class Task(ABC):
 def choose(options: Sequence[str], rng: np.random.Generator) -> str:
     """One of several wordings."""
     return options[int(rng.integers(len(options)))]
-
-
-def prompt_kinds(prompt: str, train: bool) -> tuple[str, ...]:
-    """The kinds of visual prompts that a task draws from; "" = any, in training only."""
-    if prompt not in (*KINDS, *([""] if train else [])):
-        raise UserError(f"prompt={prompt!r} is unknown; there is {', '.join(KINDS)}")
-    return (prompt,) if prompt else KINDS
 
 
 def united(prediction: Prediction, sample: Sample) -> tuple[np.ndarray, np.ndarray]:

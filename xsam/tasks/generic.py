@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.coco import Category, CocoInstances, ImageSegments, clean_name, read_mask
+from ..data.coco import Category, CocoInstances, ImageSegments, clean_name
 from ..data.masks import decode_rle, encode_rle, unpack
 from ..data.postprocess import instances, panoptic, semantic
+from ..data.records import read_mask
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU

@@ -1,6 +1,7 @@
 """Interactive segmentation: a point, scribble, box or mask, and the one object that it means."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 from ..data.masks import decode_rle, mask_box, pack
 from ..data.postprocess import instances
 from ..data.region_records import CocoVgd
+from ..data.regions import prompt_kinds
 from ..metrics.iou import ReferringIoU
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
-from .base import Task, choose, prompt_kinds, united
+from .base import Task, choose, united
 
 QUESTIONS = (
     "Can you segment the object at {region} in this image?",
@@ -102,8 +104,9 @@ class InteractiveSegmentation(Task):
         """The prompt itself as the answer."""
         metric = InteractiveIoU()
         for index in indices:
-            sample = self.sample(index, np.random.default_rng(0))
-            metric.update(decode_rle(sample.regions[0].mask), sample.masks.ids[0] == 0)
+            with suppress(BadSample):  # what has no truth says nothing about the prompt
+                sample = self.sample(index, np.random.default_rng(0))
+                metric.update(decode_rle(sample.regions[0].mask), sample.masks.ids[0] == 0)
         return {"the prompt itself": metric.compute()}
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import instances
 from ..data.region_records import CocoVgd, PromptedImage
+from ..data.regions import prompt_kinds
 from ..metrics.detection import InstanceAP
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
-from .base import Task, choose, prompt_kinds
+from .base import Task, choose
 
 QUESTIONS = (
     "Segment everything of the same kind as {regions}.",

@@ -8,6 +8,7 @@ The paper: one epoch at batch 64, 24 h on 16 A800.
 from mmengine.config import read_base
 
 with read_base():
+    from ._base_.benchmarks.chat import benchmarks as _chat
     from ._base_.benchmarks.generic import benchmarks as _generic
     from ._base_.benchmarks.grounded_conversation import benchmarks as _grounded_conversation
     from ._base_.benchmarks.interactive import benchmarks as _interactive
@@ -20,7 +21,7 @@ with read_base():
 
 benchmarks = dict(
     **_generic, **_open_vocabulary, **_referring, **_reasoning, **_grounded_conversation, **_interactive,
-    **_visual_grounding,
+    **_visual_grounding, **_chat,
 )  # fmt: skip
 
 stage = dict(

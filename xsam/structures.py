@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class BadSample(ValueError):
-    """One record that cannot be used, and why. Training counts it and takes another; evaluation stops at it."""
+    """One record that cannot be used, and why. Training counts it and takes another; in evaluation it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Sample:
     """
 
     id: str  # unique within its source
-    image: str = ""  # path; "" = a conversation without an image
+    image: str = ""  # path or data URI; "" = a conversation without an image
     turns: tuple[Turn, ...] = ()
     masks: SegmentMap = field(default_factory=SegmentMap)  # targets at the size of the image
     labels: np.ndarray = field(default_factory=_no_ints)  # int64[N], span number (or class index) of each mask
@@ -89,6 +89,7 @@ class Encoded:
     """A sample as arrays: token ids, two images, targets in the segmentation frame. Made by `data.prompt.encode`."""
 
     id: str
+    image: str = ""  # path or data URI; rows of a batch that show the same image share it
     key: int  # seeds every draw that the model side makes for this sample (criterion points)
     input_ids: np.ndarray  # int64[T], with IMAGE_TOKEN and REGION_TOKEN
     labels: np.ndarray  # int64[T], IGNORE_INDEX where not supervised

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def test_restore_goes_through_the_whole_frame() -> None:
         whole = F.interpolate(logits[None], (frame, frame), mode="bilinear", align_corners=False)
         part = whole[:, :, : seg_size[0], : seg_size[1]]
         expected = F.interpolate(part, (23, 41), mode="bilinear", align_corners=False)[0]
-        torch.testing.assert_close(postprocess.restore(logits, frame, seg_size, (23, 41)), expected, rtol=0, atol=0)
+        output = answer(logits, torch.zeros(3, 2), frame, seg_size, (23, 41))
+        torch.testing.assert_close(postprocess.restore(output, torch.arange(3)), expected, rtol=0, atol=0)
     assert torch.equal(logits, before)
 
 
@@ -68,6 +70,20 @@ def test_panoptic_thresholds() -> None:
     assert (ids.tolist(), segments) == (torch.zeros(8, 8).tolist(), [])
 
 
+def test_queries_that_cannot_be_segments_still_take_pixels() -> None:
+    # The second query is below `mask`, so it is no segment; where the first is unsure it wins all the same.
+    output = queries((slice(0, 6), 0, 0.9), (slice(4, 8), 1, 0.4))
+    output.mask_logits[0, :, 5] = -1.0
+    ids, segments = postprocess.panoptic(output, stuff=())
+    assert ids[0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert [segment[:2] for segment in segments] == [(1, 0)]
+    ids, _ = postprocess.panoptic(output, stuff=(), score=0.5)
+    assert ids[0].tolist() == [1] * 8
+    nothing = queries((slice(0, 6), 0, 0.4), (slice(4, 8), 1, 0.4))
+    assert postprocess.panoptic(nothing, stuff=())[1] == []
+    assert not postprocess.panoptic(nothing, stuff=())[0].any()
+
+
 def test_semantic_sums_over_queries() -> None:
     # Two improbable queries of class 2 together outweigh one of class 1.
     output = queries((slice(0, 8), 1, 0.5), (slice(4, 8), 2, 0.3), (slice(4, 8), 2, 0.3))
@@ -87,6 +103,9 @@ def test_instances_rank_pairs_and_drop_empty_masks() -> None:
     assert found[0, 0].tolist() == [False, True, True, False, False, False, False, False]
     assert len(postprocess.instances(output, top=4)[1]) == 3
     assert postprocess.instances(output, top=4, score=0.5)[1].tolist() == [0]
+    # Stuff takes no place: of three pairs without class 0, one is of the empty mask.
+    assert sorted(postprocess.instances(output, without=[0])[1].tolist()) == [1, 2]
+    assert postprocess.instances(output, without=range(4))[1].tolist() == []
     nothing = postprocess.instances(output, score=1.0)
     assert [tuple(part.shape) for part in nothing] == [(0, 8, 8), (0,), (0,), (0, 4)]
 
@@ -105,6 +124,41 @@ def test_best_mask_of_a_column() -> None:
     assert (mask[0].tolist(), score) == ([True] * 3 + [False] * 5, pytest.approx(0.6, abs=1e-4))
     mask, score = postprocess.best_mask(output, column=1)
     assert (mask[0].tolist(), score) == ([False] * 3 + [True] * 5, pytest.approx(0.7, abs=1e-4))
+
+
+def smooth(queries: int, classes: int, side: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    coarse = 10 * torch.randn(1, queries, 6, 6, generator=generator) - 4
+    logits = 4 * torch.randn(queries, classes + 1, generator=generator)
+    return F.interpolate(coarse, (side, side), mode="bicubic")[0], logits
+
+
+def test_against_transformers() -> None:
+    """Mask2Former's functions, whose frame is 384 x 384; what is resized after it they resize otherwise."""
+    from transformers import Mask2FormerImageProcessor
+
+    theirs = Mask2FormerImageProcessor()
+    masks, classes = smooth(30, 7, 96)
+    raw = SimpleNamespace(masks_queries_logits=masks[None], class_queries_logits=classes[None])
+    output = answer(masks, classes, 384, (384, 384), (384, 384))
+    for threshold in (0.5, 0.8):
+        ids, segments = postprocess.panoptic(output, stuff=(), score=threshold, overlap=0.2)
+        (expected,) = theirs.post_process_panoptic_segmentation(raw, threshold, 0.5, 0.2, label_ids_to_fuse=set())
+        assert len(segments) > 3
+        assert torch.equal(ids, expected["segmentation"])
+        rows = [(row["id"], row["label_id"], row["score"]) for row in expected["segments_info"]]
+        assert [(id, label, round(score, 6)) for id, label, score in segments] == rows
+
+    found, labels, scores, _ = postprocess.instances(output, score=0.05)
+    (expected,) = theirs.post_process_instance_segmentation(raw, 0.05, return_binary_maps=True)
+    assert labels.tolist() == [row["label_id"] for row in expected["segments_info"]]
+    assert scores.tolist() == pytest.approx([row["score"] for row in expected["segments_info"]], abs=2e-6)
+    assert torch.equal(found.float(), expected["segmentation"])
+
+    for size in ((384, 384), (200, 300), (480, 640)):  # the same, smaller and larger than the frame
+        labels = postprocess.semantic(answer(masks, classes, 384, (384, 384), size))
+        (expected,) = theirs.post_process_semantic_segmentation(raw, [size])
+        assert (labels != expected).float().mean() < 1e-4  # sums in another order
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from xsam.data.masks import encode_rle
+from xsam.metrics import detection
 from xsam.metrics.detection import NAMES, InstanceAP
 
 REFDATA = Path(__file__).parents[2] / "../shared/refdata"
@@ -39,6 +42,13 @@ def test_hand_computed_values_and_silence(capsys: pytest.CaptureFixture) -> None
     assert values["APm"] == pytest.approx(100)
     assert values["APl"] is None
     assert capsys.readouterr().out == ""
+    assert metric.per_category() == {
+        1: {"AP": pytest.approx(70), "AP50": pytest.approx(100)},
+        2: {"AP": pytest.approx(100), "AP50": pytest.approx(100)},
+    }
+    assert metric.headline() == pytest.approx(85)
+    metric.update("c", (64, 64), [truth(box(0, 0, 9, 9), 3, crowd=True)], [])
+    assert metric.per_category()[3] == {"AP": None, "AP50": None}
 
 
 def test_stated_area_decides_the_size() -> None:
@@ -64,6 +74,40 @@ def test_without_predictions_and_without_truth() -> None:
     assert (metric.compute()["AP"], metric.compute()["APl"]) == (0, None)
 
 
+def random_image(rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
+    gt, preds = [], []
+    for _ in range(rng.integers(0, 5)):
+        category, (x, y) = int(rng.integers(1, 4)), rng.integers(0, 40, 2)
+        gt.append(truth(box(x, y, x + 20, y + 20), category, crowd=bool(rng.random() < 0.2)))
+        for _ in range(rng.integers(0, 4)):
+            dx, dy = rng.integers(0, 5, 2)
+            preds.append(found(box(x + dx, y + dy, x + 20, y + 20), rng.random(), category))
+    preds.append(found(box(0, 0, 9, 9), rng.random(), int(rng.integers(1, 6))))
+    return gt, preds
+
+
+def test_replicates_are_those_of_repeated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection, "BYTES", 64 * 100)  # a few replicates at a time
+    rng = np.random.default_rng(0)
+    parts, contents = [InstanceAP() for _ in range(8)], [random_image(rng) for _ in range(9)]
+    for number, content in enumerate(contents):  # the last part has two samples
+        parts[min(number, 7)].update(f"image {number}", (64, 64), *content)
+    weights = np.concatenate(
+        [np.ones((1, 8), int), rng.multinomial(8, np.ones(8) / 8, size=20), 8 * np.eye(8, dtype=int)]
+    )
+    for row, values in zip(weights, InstanceAP.resample(parts, weights), strict=True):
+        repeated = InstanceAP()
+        for number, content in enumerate(contents):
+            for copy in range(row[min(number, 7)]):
+                repeated.update(f"image {number} again {copy}", (64, 64), *content)
+        expected = repeated.compute()
+        assert list(values) == ["AP", "AP50", "AP75"]
+        approximately = {
+            name: value if value is None else pytest.approx(value, rel=1e-9) for name, value in expected.items()
+        }
+        assert values == {name: approximately[name] for name in values}
+
+
 @pytest.fixture(scope="module")
 def coco() -> dict[str, Any]:
     folder = REFDATA / "coco_instance"
@@ -76,7 +120,7 @@ def coco() -> dict[str, Any]:
     }
 
 
-def evaluate(coco: dict[str, Any], ids: list[int], gt: list[Any], preds: list[Any]) -> dict[str, float | None]:
+def evaluate(coco: dict[str, Any], ids: list[int], gt: list[Any], preds: list[Any]) -> InstanceAP:
     metric = InstanceAP()
     for id in ids:
         size = coco["sizes"][id]
@@ -91,7 +135,7 @@ def evaluate(coco: dict[str, Any], ids: list[int], gt: list[Any], preds: list[An
             if p["image_id"] == id
         ]
         metric.update(id, size, truths, results)
-    return metric.compute()
+    return metric
 
 
 def rle(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -103,10 +147,26 @@ def percent(expected: dict[str, float]) -> dict[str, float | None]:
     return {name: None if expected[name] < 0 else pytest.approx(100 * expected[name], rel=1e-6) for name in NAMES}
 
 
+def check(metric: InstanceAP, expected: dict[str, Any]) -> None:
+    assert metric.compute() == percent(expected)
+    classes = {str(id): values["AP"] for id, values in metric.per_category().items() if values["AP"] is not None}
+    known = [value for value in expected["per_category_AP"].values() if value >= 0]
+    assert list(classes.values()) == pytest.approx([100 * value for value in known], rel=1e-6)
+
+
 @needs_refdata
 def test_published_coco_values(coco: dict[str, Any]) -> None:
-    values = evaluate(coco, coco["expected"]["image_ids_full"], coco["gt"], coco["preds"])
-    assert values == percent(coco["expected"]["full"]["segm"])
+    sides, expected = (coco["gt"], coco["preds"]), coco["expected"]["full"]
+    metric = evaluate(coco, coco["expected"]["image_ids_full"], *sides)
+    check(metric, expected["segm"])
+    parts = [InstanceAP({id: image}) for id, image in metric.images.items()]
+    once = InstanceAP.resample(parts, np.ones((1, len(parts)), int))[0]
+    assert once == {name: percent(expected["segm"])[name] for name in once}
+    by_class = (sorted(side, key=lambda item: item["category_id"]) for side in sides)  # as pycocotools takes them
+    agnostic = ([item | {"category_id": 1} for item in side] for side in by_class)
+    check(evaluate(coco, coco["expected"]["image_ids_full"], *agnostic), expected["segm_class_agnostic"])
+    people = ([item for item in side if item["category_id"] == 1] for side in sides)
+    check(evaluate(coco, coco["expected"]["image_ids_full"], *people), expected["segm_person_only"])
 
 
 @needs_refdata
@@ -149,7 +209,7 @@ def test_adversarial_predictions(coco: dict[str, Any], case: str) -> None:
             preds = [item | {"segmentation": rle(item, coco["sizes"][item["image_id"]]), "score": 1.0} for item in gt]
         case "no_detection_at_all":
             preds = []
-    assert evaluate(coco, ids, gt, preds) == percent(expected["cases_first_half"][case])
+    check(evaluate(coco, ids, gt, preds), expected["cases_first_half"][case])
 
 
 @needs_refdata
@@ -163,3 +223,29 @@ def test_value_published_by_deeplab2() -> None:
         [found(case["dt"][0]["segmentation"], 0.8, 8)],
     )
     assert metric.compute() == percent(case["here"])
+
+
+@needs_refdata
+def test_instances_of_a_panoptic_map_published_by_deeplab2() -> None:
+    """All scores are equal, so the order counts: that in which the segments begin."""
+    folder = REFDATA / "panoptic/deeplab2"
+    case = json.loads((folder / "deeplab2_cases.json").read_text())
+    gt, instance = (
+        np.array(Image.open(folder / f"team_{name}_instance.png").convert("L"), int) for name in ("gt", "pred")
+    )
+    colours = np.array(Image.open(folder / "team_pred_class.png").convert("RGB"))
+    segments = np.zeros(gt.shape, int)
+    for colour, number in case["rgb_to_class"].items():
+        here = (colours == [int(part) for part in colour.split(",")]).all(-1)
+        segments[here] = 256 * number + instance[here]
+    ids, first = np.unique(segments, return_index=True)
+    things = [id for id in ids[np.argsort(first)] if id // 256 in (1, 2)]
+    metric = InstanceAP()
+    metric.update(
+        1,
+        gt.shape,
+        [truth(encode_rle(gt == int(id)), number) for id, number in case["instance_to_class"].items() if number],
+        [found(encode_rle(segments == id), 1.0, int(id) // 256) for id in things],
+    )
+    values = [-1 if value is None else value / 100 for value in metric.compute().values()]
+    assert values == pytest.approx(case["published_instance_ap_things_1_2"], abs=5.1e-5)  # printed with four digits

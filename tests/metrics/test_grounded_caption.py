@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from xsam.data.masks import encode_rle
-from xsam.metrics.grounded_caption import GroundedCaptionScore, cider, jaccard, meteor, pair, tokenize
+from xsam.metrics import grounded_caption
+from xsam.metrics.detection import NAMES
+from xsam.metrics.grounded_caption import (
+    GroundedCaptionScore,
+    cider,
+    jaccard,
+    meteor,
+    pair,
+    tokenize,
+)
 from xsam.structures import UserError
 
 REFDATA = Path(__file__).parents[2] / "../shared/refdata"
@@ -21,7 +30,7 @@ HAS_METEOR = bool(shutil.which("java") and importlib.util.find_spec("pycocoevalc
 @pytest.fixture(autouse=True)
 def without_java(request, monkeypatch):
     """METEOR takes seconds to start; only the test that is about its values may."""
-    if request.node.originalname != "test_meteor_against_its_program":
+    if not request.node.originalname.startswith("test_meteor_against"):
         monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
@@ -64,6 +73,8 @@ def test_hand_computed_values():
     values = first.compute()
     assert values["mIoU"] == pytest.approx(100 * (7 / 8) / 2)  # an image without masks counts
     assert values["recall"] == 50
+    assert (first.headline(), second.headline()) == (pytest.approx(100 * (7 / 8) / 2), 0)
+    assert GroundedCaptionScore().headline() is None
 
 
 def test_recall_ends_at_the_first_pair_that_does_not_fit():
@@ -88,14 +99,14 @@ def test_cider_by_hand():
     captions = {1: ("a dog", ["a dog"]), 2: ("a dog", ["a cat"]), 3: ("", ["a bird", "two birds"])}
     # Of the first image: equal, 1 for n = 1 and 2, no n-grams of 3 and 4. Of the second: only "a" is shared, in three
     # of three documents, so it weighs nothing.
-    assert cider({1: captions[1], 2: captions[2], 3: captions[3]}) == pytest.approx(1000 * (2 / 4) / 3)
+    assert cider(captions) == pytest.approx([1000 * 2 / 4, 0, 0])
     longer = {1: ("a dog runs", ["a dog"]), 2: ("", ["a cat"]), 3: ("", ["a fox"])}
     # n = 1: dog log 3, runs log 3, a 0; cosine 1 / sqrt 2. n = 2: one of two bigrams, the same. One bigram longer.
-    assert cider(longer) == pytest.approx(1000 / 3 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72))
+    assert cider(longer) == pytest.approx([1000 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72), 0, 0])
     repeated = {1: ("dog dog dog", ["dog dog"]), 2: ("", ["a cat"]), 3: ("", ["a fox"])}
     # min(3, 2) x 2 / (3 x 2) for n = 1 and 1 x 1 / (2 x 1) for n = 2
-    assert cider(repeated) == pytest.approx(1000 / 3 * (2 / 3 + 1 / 2) / 4 * math.exp(-1 / 72))
-    assert cider({}) is None
+    assert cider(repeated) == pytest.approx([1000 * (2 / 3 + 1 / 2) / 4 * math.exp(-1 / 72), 0, 0])
+    assert cider({}).shape == (0,)
 
 
 def test_two_parts_make_the_whole():
@@ -115,9 +126,24 @@ def test_what_was_not_measured_is_none():
     assert (values["recall"], values["mIoU"], values["AP"]) == (None, 0, 0)
 
 
-def test_meteor_is_not_computed_without_its_program(caplog):
-    assert meteor({1: ("a dog", ["a dog"])}) is None
-    assert "not computed" in caplog.text
+def test_replicates_by_hand(monkeypatch):
+    """Images that count twice, once or never: means of the images, CIDEr with the whole set's frequencies."""
+    monkeypatch.setattr(grounded_caption, "cider", lambda captions: np.array([30.0, 6.0])[: len(captions)])
+    weights = np.array([[1, 1], [2, 1], [0, 3], [3, 0]])
+    found = GroundedCaptionScore.resample(two_images(), weights)
+    first, second = two_images()
+    first.merge(second)
+    assert found[0].pop("METEOR") is first.compute()["METEOR"] is None  # without Java here, never resampled
+    assert found[0] == pytest.approx({name: first.compute()[name] for name in found[0]}, rel=1e-9)
+    assert [row["mIoU"] for row in found] == pytest.approx([43.75, 2 * 87.5 / 3, 0, 87.5])
+    assert [row["recall"] for row in found] == pytest.approx([50, 200 / 3, 0, 100])
+    assert [row["CIDEr"] for row in found] == pytest.approx([18, 22, 6, 30])
+    assert [row["AP50"] for row in found] == pytest.approx([100 * 51 / 101, 100 * 67 / 101, 0, 100])
+
+
+def test_not_computed_without_its_program(caplog):
+    assert two_images()[0].compute()["METEOR"] is None
+    assert "METEOR is not computed" in caplog.text
 
 
 def test_mistakes_are_named():
@@ -165,7 +191,8 @@ def test_against_the_coco_caption_evaluation():
         for image, captions in case[texts].items():
             assert [tokenize(caption) for caption in captions] == expected[tokens][image]
     captions = {image: (said[0], case["references"][image]) for image, said in case["candidates"].items()}
-    assert cider(captions) == pytest.approx(100 * expected["CIDEr"], rel=1e-6)
+    assert cider(captions).mean() == pytest.approx(100 * expected["CIDEr"], rel=1e-6)
+    assert cider(captions) == pytest.approx(100 * np.array(expected["CIDEr_per"]), rel=1e-6)
 
 
 @needs_refdata
@@ -204,8 +231,9 @@ def test_against_glamm():
         )
         assert metric.totals[1] - seen == pytest.approx(expected["per_image_miou"][str(image["id"])], abs=1e-9)
     values = metric.compute()
-    assert values["AP"] == pytest.approx(100 * expected["AP_stats"][0], rel=1e-6)
-    assert values["AP50"] == pytest.approx(100 * expected["AP_stats"][1], rel=1e-6)
+    known = dict(zip(NAMES, (100 * value for value in expected["AP_stats"]), strict=True))
+    assert metric.detections.compute() == pytest.approx(known, rel=1e-6)
+    assert (values["AP"], values["AP50"]) == pytest.approx((known["AP"], known["AP50"]), rel=1e-6)
     assert values["mIoU"] == pytest.approx(100 * expected["miou"], rel=1e-6)
     assert values["CIDEr"] == pytest.approx(100 * expected["caption"]["CIDEr"], rel=1e-6)
     assert values["recall"] == pytest.approx(39.6, abs=0.05)  # printed with three digits

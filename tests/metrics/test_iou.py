@@ -94,6 +94,9 @@ def test_against_lisa_and_grefcoco_evaluation() -> None:
     expected = reference["expected"]["refcoco_like (targets only)"]["xsam_official_formula"]
     values = targets.compute()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    check_lisa(targets, reference["expected"]["refcoco_like (targets only)"]["lisa"])
+    found = reference["expected"]["refcoco_like (targets only)"]["rela"]
+    assert (values["gIoU"], values["cIoU"]) == pytest.approx((found["gIoU"], found["cIoU"]), rel=1e-6)
     precision = {f"Pr@{x}": values[f"Pr@{x}"] for x in THRESHOLDS}
     assert precision == pytest.approx(reference["precision_at"], rel=1e-6)
 
@@ -101,7 +104,21 @@ def test_against_lisa_and_grefcoco_evaluation() -> None:
     expected |= {name: 100 * expected[name] for name in ("T_acc", "N_acc")}
     values = everything.compute()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-    assert absent.compute()["gIoU"] == 100
+    check_lisa(everything, reference["expected"]["grefcoco_like (all, pred_nt = empty prediction)"]["lisa"])
+    official = reference["expected"]["grefcoco_like (all, pred_nt = empty prediction)"]["xsam_official_formula"]
+    assert {name: values[name] for name in official} == pytest.approx(official, rel=1e-6)
+    check_lisa(absent, reference["expected"]["only_no_target_correct"]["lisa"])
+    assert absent.compute()["cIoU"] is None  # 0 for LISA, 100 for X-SAM, an error for ReLA
+
+
+def check_lisa(metric: ReferringIoU, expected: dict) -> None:
+    """LISA adds 1e-5 to the number of samples (less to the union), and computes in float32."""
+    samples, _, inter, union, iou, *_ = metric.totals.tolist()
+    assert samples == expected["n"]
+    assert [inter, union] == [expected["intersection"][1], expected["union"][1]]
+    assert inter / (union + 1e-10) == pytest.approx(expected["ciou"], rel=1e-6)
+    assert iou / samples == pytest.approx(expected["giou_exact_n"], rel=1e-6)
+    assert iou / (samples + 1e-5) == pytest.approx(expected["giou"], rel=1e-6)
 
 
 @needs_refdata
@@ -113,8 +130,7 @@ def test_ignored_regions_of_reasonseg(name: str) -> None:
     metric = ReferringIoU()
     metric.update(pred, labels == 1, labels == 255)
     values = metric.compute()
-    inter, union = expected["lisa"]["intersection"][1], expected["lisa"]["union"][1]
-    assert values["cIoU"] == pytest.approx(100 * inter / union, rel=1e-9)
+    check_lisa(metric, expected["lisa"])
     for key, value in expected["xsam_official_formula"].items():
         assert values[key] == pytest.approx(value, rel=1e-6)
 

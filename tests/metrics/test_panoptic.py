@@ -93,7 +93,9 @@ def check_groups(metric: PanopticQuality, expected: dict) -> None:
     ours = metric.per_category()
     assert {str(id) for id in ours} == set(rows)
     for id, row in ours.items():
-        assert [row["TP"], row["FP"], row["FN"]] == [rows[str(id)][name] for name in ("tp", "fp", "fn")]
+        counts = rows[str(id)]
+        assert [row["TP"], row["FP"], row["FN"]] == [counts[name] for name in ("tp", "fp", "fn")]
+        assert row["SQ"] * row["TP"] / 100 == pytest.approx(counts["iou_sum"], rel=1e-6)
 
 
 def add(metric: PanopticQuality, case: dict, pred: np.ndarray, gt: np.ndarray) -> None:
@@ -146,13 +148,15 @@ def test_value_published_by_mmdetection() -> None:
     maps = [np.array(case[name]) for name in ("pred_map", "gt_map")]
     add(metric, case, *(np.where(np.isin(ids, list(listed)), ids, 0) for ids in maps))
     assert metric.compute() == pytest.approx(case["published_percent"], rel=1e-6)
+    check_groups(metric, case["panopticapi_here"])
 
 
 @needs_refdata
 def test_values_of_torchmetrics() -> None:
     cases = json.loads((REFDATA / "torchmetrics_cases.json").read_text())["cases"]
     published = cases["published_0.7753"]
-    for case, expected in [(published, published["here"])] + [(c, c["pq"]) for c in cases["random_with_void"]]:
+    rows = [(published, published["here"], published["sq_rq"])]
+    for case, expected, classes in rows + [(c, c["pq"], c["per_class_pq_sq_rq"]) for c in cases["random_with_void"]]:
         categories = dict.fromkeys(case["things"], True) | dict.fromkeys(case["stuffs"], False)
         maps, segments = [], []
         for pairs in (np.array(case["preds"]), np.array(case["target"])):
@@ -163,6 +167,10 @@ def test_values_of_torchmetrics() -> None:
         metric = PanopticQuality(categories)
         metric.update(maps[0], segments[0], maps[1], segments[1])
         assert metric.compute()["PQ"] == pytest.approx(100 * expected, rel=1e-6)
+        found = metric.per_category()
+        for category, figures in zip(categories, classes, strict=True):
+            row = found.get(category, dict.fromkeys(("PQ", "SQ", "RQ"), 0))
+            assert [row[name] for name in ("PQ", "SQ", "RQ")] == pytest.approx([100 * x for x in figures], rel=1e-6)
 
 
 @needs_refdata
@@ -185,3 +193,24 @@ def test_value_published_by_deeplab2() -> None:
     )
     expected = {name: 100 * case["published"][name] for name in ("PQ", "SQ", "RQ")}
     assert {name: metric.compute()[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+@needs_refdata
+def test_numbered_void_published_by_deeplab2() -> None:
+    """Void pixels that carry an instance number are no void for DeepLab2 but a region that excuses nothing."""
+    case = json.loads((REFDATA / "deeplab2/deeplab2_cases.json").read_text())["published_label_case"]
+    void, maps = case["ignored_label"], []
+    for name in ("pred", "gt"):
+        classes, instances = (np.array(case[f"{name}_{what}"]) for what in ("class", "inst"))
+        maps.append(np.where((classes == void) & (instances == 0), 0, 1 + classes * 256 + instances))
+    pred, gt = maps
+    segments = [{int(id): int(id - 1) // 256 for id in np.unique(ids) if id} for ids in maps]
+    metric = PanopticQuality(dict.fromkeys([*range(case["num_classes"]), void], True))
+    metric.update(pred, segments[0], gt, segments[1], {id for id, category in segments[1].items() if category == void})
+    values, rows = metric.compute(), metric.per_category().values()
+    expected = case["expected"]
+    assert {name: values[name] / 100 for name in ("PQ", "SQ", "RQ")} == pytest.approx(
+        {name: expected[name] for name in ("PQ", "SQ", "RQ")}, rel=1e-6
+    )
+    for name in ("TP", "FP", "FN"):
+        assert sum(row[name] for row in rows) / case["num_classes"] == pytest.approx(expected[name], rel=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xsam.data.conversations import Conversations
-from xsam.structures import BadSample, Turn
+from xsam.structures import BadSample, Sample, Turn
 from xsam.tasks.chat import Chat
 
 
@@ -21,7 +21,17 @@ def test_short_answers_are_compared(world):
         task.score(wrong, task.postprocess([], "", sample), sample)
     assert right.compute() == {"accuracy": 100}
     assert wrong.compute() == {"accuracy": 0}
+    assert right.per_category() == {}
     assert len(Chat(data=data, train=True).sample(0, np.random.default_rng(0)).turns) > 1
+
+
+def test_case_articles_and_punctuation_do_not_count(world):
+    task = Chat(data=Conversations(world / "conversations/val.json", world))
+    metric = task.metric()
+    for name, answer, expected in (("1", "The Red ring.", "red ring"), ("2", "blue", "red")):
+        sample = Sample(id=name, turns=(Turn("?", expected),))
+        task.score(metric, task.postprocess([], answer, sample), sample)
+    assert metric.compute() == {"accuracy": 50}
 
 
 def test_conversations_with_and_without_an_image(tmp_path):

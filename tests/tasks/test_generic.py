@@ -118,7 +118,7 @@ def test_label_maps(tmp_path):
     (tmp_path / "names.txt").write_text("sky\nroad\n*car\n")
     task = GenericSegmentation(data=LabelMaps(tmp_path, tmp_path, tmp_path / "names.txt", first=1, ignore=0))
     right, wrong = scores(task)
-    assert right == {"mIoU": 100, "mIoU_all": 100, "pACC": 100}
+    assert set(right.values()) == {100}
     assert wrong["mIoU"] == 0
     sample = task.sample(0, np.random.default_rng(0))
     assert sample.labels.tolist() == [0, 2]

@@ -117,7 +117,7 @@ def test_an_answer_is_read_phrase_by_phrase(val):
         task.score(failed, nothing, sample)
     values = right.compute()
     assert (values["mIoU"], values["AP"], values["recall"]) == (100, pytest.approx(100), 100)
-    assert right.captions[1] == ("a dog and a cat near the house.", [CAPTION])
+    assert right.captions["1"] == ("a dog and a cat near the house.", [CAPTION])
     values = failed.compute()
     assert (values["mIoU"], values["AP50"], values["recall"], values["CIDEr"]) == (0, 0, 0, 0)
 

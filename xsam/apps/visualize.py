@@ -14,40 +14,38 @@ SHADES = ((0.75, 1.0), (0.45, 1.0), (0.90, 0.80), (0.55, 0.85), (0.95, 1.0))  # 
 Color = tuple[int, int, int]
 
 
-def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]]) -> Image.Image:
+def draw_segments(
+    image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]], side: int = SIDE
+) -> Image.Image:
     """The image uint8[H, W, 3] with its segments (mask bool[H, W], label, score) drawn over it.
 
     Segment i has the colour `color(i)`; large masks lie below small ones. A name stands inside its mask, beside it if
     the mask is too small, and on no other name as far as there is room. A score of 1, as of ground truth, is not
-    written. A small image is enlarged by a whole number.
+    written. An image whose longer side is below `side` is enlarged by a whole number.
     """
     height, width = image.shape[:2]
-    scale = max(1, round(SIDE / max(height, width)))
+    scale = max(1, round(side / max(height, width)))
     size = width * scale, height * scale
     picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     areas = [mask.sum() for mask, _, _ in segments]
     order = sorted(np.flatnonzero(areas).tolist(), key=lambda number: -areas[number])
     masks = {number: _soft(segments[number][0], size) for number in order}
-    line = 2 * round(max(size) / 320) + 1
-    for number in order:
-        _fill(picture, masks[number], color(number), line)
-
-    font = _font(max(size))
+    for number, mask in masks.items():
+        _fill(picture, mask, color(number), line=2 * round(max(size) / 320) + 1)
     taken = np.zeros((size[1], size[0]), bool)
-    for number in order:
+    for number, mask in masks.items():
         _, label, score = segments[number]
         if text := (label if score == 1 else f"{label} {score:.2f}".strip()):
-            _write_name(picture, np.asarray(masks[number]) > 0, text, color(number), font, taken)
+            _write_name(picture, np.asarray(mask) > 0, text, color(number), taken)
     return picture
 
 
 def draw_title(picture: Image.Image, question: str, answer: str = "") -> Image.Image:
     """A new picture with a strip above: the question in grey, below it the answer in black, both wrapped."""
-    font = _font(max(picture.size))
+    font = _font(picture)
     margin, step = round(font.size * 0.8), round(font.size * 1.4)
-    room = picture.width - 2 * margin
-    lines = [(row, (110, 110, 110)) for row in _wrap(question, font, room)]
-    lines += [(row, (20, 20, 20)) for row in _wrap(answer, font, room)]
+    inks = ((question, (110, 110, 110)), (answer, (20, 20, 20)))
+    lines = [(row, ink) for text, ink in inks for row in _wrap(text, font, picture.width - 2 * margin)]
     top = len(lines) * step + margin
     titled = Image.new("RGB", (picture.width, top + picture.height), "white")
     titled.paste(picture, (0, top))
@@ -64,8 +62,8 @@ def color(number: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _font(side: int) -> Font:
-    return load_default(max(12, round(side / 48)))  # Pillow's own: the same picture on every machine
+def _font(picture: Image.Image) -> Font:
+    return load_default(max(12, round(max(picture.size) / 48)))  # Pillow's own: the same picture on every machine
 
 
 def _soft(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -83,9 +81,9 @@ def _fill(picture: Image.Image, mask: Image.Image, ink: Color, line: int) -> Non
     picture.paste(ink, mask=ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(line))))
 
 
-def _write_name(picture: Image.Image, mask: np.ndarray, text: str, ink: Color, font: Font, taken: np.ndarray) -> None:
+def _write_name(picture: Image.Image, mask: np.ndarray, text: str, ink: Color, taken: np.ndarray) -> None:
     """Write a name in a box of the mask's colour at the best place, and note the place in `taken`."""
-    draw = ImageDraw.Draw(picture)
+    draw, font = ImageDraw.Draw(picture), _font(picture)
     gap, pad = font.size // 4, font.size // 3
     inner = round(draw.textlength(text, font)) + 2 * pad, round(1.2 * font.size) + pad
     width, height = min(inner[0] + 2 * gap, picture.width), min(inner[1] + 2 * gap, picture.height)

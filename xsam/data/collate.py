@@ -11,33 +11,28 @@ from ..structures import IGNORE_INDEX, Batch, DecoderItems, Encoded, ItemOutput,
 
 
 def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
-    """Pad, stack, and list the decoder items.
+    """Pad, stack, and list the decoder items. Rows that show the same image share it, so it is encoded once.
 
-    Args:
-        samples: rows of the batch.
-        contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows;
-            0 = the whole batch is one group.
+    contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows; 0 = the whole
+    batch is one group.
     """
-    shown = np.array([s.seg_pixel_values.size > 0 for s in samples])
-    image_index = np.where(shown, shown.cumsum() - 1, -1)
-    images = [(s.pixel_values, s.seg_pixel_values, s.seg_size) for s in samples if s.seg_pixel_values.size]
+    names = [s.image or row for row, s in enumerate(samples) if s.seg_pixel_values.size]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    image_index = np.array([places.get(s.image or row, -1) for row, s in enumerate(samples)], np.int64)
+    shown = [samples[row] for row in np.unique(image_index, return_index=True)[1] if image_index[row] >= 0]
+    images = [(s.pixel_values, s.seg_pixel_values, s.seg_size) for s in shown]
     images += [reference for s in samples for reference in s.references]
     region_points, region_image = _regions(samples, image_index, contrast or len(samples))
     return Batch(
-        ids=tuple(s.id for s in samples),
-        input_ids=_pad([s.input_ids for s in samples], 0),
-        labels=_pad([s.labels for s in samples], IGNORE_INDEX),
-        span_ids=_pad([s.span_ids for s in samples], -1),
-        seg_ids=_pad([s.seg_ids for s in samples], -1),
-        lengths=torch.tensor([len(s.input_ids) for s in samples]),
-        image_index=torch.from_numpy(image_index),
+        ids=tuple(s.id for s in samples), lengths=torch.tensor([len(s.input_ids) for s in samples]),
+        input_ids=_pad([s.input_ids for s in samples], 0), labels=_pad([s.labels for s in samples], IGNORE_INDEX),
+        span_ids=_pad([s.span_ids for s in samples], -1), seg_ids=_pad([s.seg_ids for s in samples], -1),
+        image_index=torch.from_numpy(image_index), seg_sizes=torch.tensor([size for _, _, size in images]).view(-1, 2),
         pixel_values=_stack([pixels for pixels, _, _ in images]),
         seg_pixel_values=_stack([frame for _, frame, _ in images]),
-        seg_sizes=torch.tensor([size for _, _, size in images]).view(-1, 2),
-        region_points=torch.from_numpy(region_points),
-        region_image=torch.from_numpy(region_image),
+        region_points=torch.from_numpy(region_points), region_image=torch.from_numpy(region_image),
         items=_items(samples, image_index, contrast or len(samples)),
-    )
+    )  # fmt: skip
 
 
 def uncollate(output: ModelOutput, batch: Batch, samples: Sequence[Encoded]) -> list[list[ItemOutput]]:
@@ -61,14 +56,12 @@ def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int)
     A row with slots draws each from its contrast group: a region of the wanted label, else one of a label that the row
     does not show and no slot of it wants, else nowhere (points outside of the frame, where all features are zero).
     """
-    nowhere = np.full((256, 2), -1, np.float32)
-    first = (image_index >= 0).sum() + np.cumsum([0, *(len(s.references) for s in samples)])  # of the references
+    first = image_index.max(initial=-1) + 1 + np.cumsum([0, *(len(s.references) for s in samples)])  # of the references
     places = [np.where(s.region_images < 0, image_index[b], first[b] + s.region_images) for b, s in enumerate(samples)]
-    points, images = [np.zeros((0, 256, 2), np.float32)], [np.zeros(0, np.int64)]
+    chosen: list[tuple[int, int]] = []  # row that lends each and its number there, -1 = nowhere
     for b, sample in enumerate(samples):
         if not len(sample.slots):
-            points.append(sample.region_points)
-            images.append(places[b])
+            chosen += [(b, r) for r in range(len(sample.region_points))]
             continue
         group = _group(b, contrast, len(samples))
         pool = [(g, r) for g in group for r in range(len(samples[g].region_labels))]
@@ -77,12 +70,11 @@ def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int)
         for label in sample.slots:
             wanted = [(g, r) for g, r in pool if samples[g].region_labels[r] == label]
             foreign = [(g, r) for g, r in pool if int(samples[g].region_labels[r]) not in taboo]
-            chosen = next(iter(wanted or foreign), None)
-            if chosen:
-                pool.remove(chosen)
-            points.append(samples[chosen[0]].region_points[chosen[1] :][:1] if chosen else nowhere[None])
-            images.append(places[chosen[0]][chosen[1] :][:1] if chosen else image_index[b : b + 1])
-    return np.concatenate(points), np.concatenate(images)
+            chosen += (wanted or foreign or [(b, -1)])[:1]
+            pool = [pair for pair in pool if pair != chosen[-1]]
+    points = [samples[g].region_points[r] if r >= 0 else np.full((256, 2), -1, np.float32) for g, r in chosen]
+    images = [places[g][r] if r >= 0 else image_index[g] for g, r in chosen]
+    return np.array(points, np.float32).reshape(-1, 256, 2), np.array(images, np.int64)
 
 
 def _group(row: int, contrast: int, rows: int) -> range:

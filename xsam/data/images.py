@@ -1,13 +1,15 @@
 """Images: read from disk, and resized for the two encoders. Pixels stay uint8; the device normalises them."""
 
+import base64
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..structures import BadSample
 
@@ -18,7 +20,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, 
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read any image file as RGB, uint8[H, W, 3].
+    """Read any image file, or one that is written out as `data:image/jpeg;base64,..`, as RGB, uint8[H, W, 3].
 
     The EXIF orientation is not applied: annotations are drawn on the pixels as stored. Transparency is
     dropped, 16-bit grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image.
@@ -37,12 +39,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    inline = str(path).startswith("data:")
+    name, _, data = str(path).partition(",") if inline else (path, "", "")
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(base64.b64decode(data, validate=True)) if inline else path) as image:
             yield image
     except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSample(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from None
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else reason
+        raise BadSample(f"{name}: cannot be read as an image ({reason}); replace or remove the file") from None
 
 
 def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -52,10 +57,8 @@ def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def fit_frame(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Fit uint8[H, W, 3] into the segmentation frame: bilinear to the longest side, zeros right and below.
-
-    Returns uint8[3, side, side] and the (h, w) the image covers; the rest is zero again after normalising.
-    """
+    """uint8[H, W, 3] -> the segmentation frame, uint8[3, side, side], bilinear to the longest side, zeros right and
+    below (also after normalising), and the (h, w) that the image covers."""
     height, width = longest_side_size(image.shape[0], image.shape[1], side)
     frame = np.zeros((3, side, side), np.uint8)
     frame[:, :height, :width] = _resize(image, height, width, "bilinear").transpose(2, 0, 1)
@@ -63,17 +66,14 @@ def fit_frame(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]
 
 
 def vision_image(image: np.ndarray, side: int, geometry: str, resample: str) -> np.ndarray:
-    """uint8[H, W, 3] -> uint8[3, side, side] for the vision encoder.
-
-    "pad" centres the image on a grey square first and keeps its aspect, "squash" does not.
-    """
+    """uint8[H, W, 3] -> uint8[3, side, side] for the vision encoder. "pad" centres the image on a grey square first and
+    keeps its aspect, "squash" does not."""
     if geometry == "pad":
         height, width = image.shape[:2]
         longest = max(height, width)
         top, left = (longest - height) // 2, (longest - width) // 2
-        square = np.full((longest, longest, 3), PAD_COLOUR, np.uint8)
-        square[top : top + height, left : left + width] = image
-        image = square
+        margins = (top, longest - height - top), (left, longest - width - left), (0, 0)
+        image = np.pad(image, margins, constant_values=PAD_COLOUR)
     return np.ascontiguousarray(_resize(image, side, side, resample).transpose(2, 0, 1))
 
 

@@ -22,11 +22,8 @@ def encode_rle(mask: np.ndarray) -> RLE:
 
 
 def decode_rle(rle: RLE) -> np.ndarray:
-    """COCO's RLE, compressed (str or bytes) or not (list of counts) -> bool[H, W].
-
-    Raises ValueError when the runs do not cover the size exactly. Written out because pycocotools takes a
-    truncated code for a mask and no code at all for an empty mask.
-    """
+    """COCO's RLE, compressed (str or bytes) or not (list of counts) -> bool[H, W]. Raises ValueError when the runs do
+    not cover the size exactly: pycocotools takes a truncated code for a mask and no code at all for an empty mask."""
     (height, width), counts = rle["size"], rle["counts"]
     if isinstance(counts, str | bytes):
         runs = _run_lengths(counts)
@@ -69,10 +66,8 @@ def has_size(rle: RLE, height: int, width: int) -> bool:
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The `segmentation` of a COCO annotation (polygons, RLE, uncompressed RLE) -> bool[H, W].
-
-    Raises ValueError that names the problem: nothing there, another size, a polygon without an area, garbage.
-    """
+    """The `segmentation` of a COCO annotation (polygons, RLE, uncompressed RLE) -> bool[H, W]. Raises ValueError that
+    names the problem: nothing there, another size, a polygon without an area, garbage."""
     if isinstance(segmentation, dict):
         if not {"size", "counts"} <= segmentation.keys():
             raise ValueError("the segmentation is neither polygons nor an RLE with size and counts")
@@ -121,6 +116,15 @@ def unpack(segments: SegmentMap) -> np.ndarray:
     return masks
 
 
+def select(segments: SegmentMap, chosen: np.ndarray) -> SegmentMap:
+    """The masks with the numbers int[n], ascending, numbered anew."""
+    if len(chosen) == segments.count:
+        return segments
+    number = np.full(segments.count + 1, -1, np.int16)  # the last stands for -1, no mask
+    number[chosen] = np.arange(len(chosen))
+    return SegmentMap(number[segments.ids], len(chosen))
+
+
 def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
     """int[H, W] and N distinct ids -> SegmentMap of one layer whose mask i is `labels == ids[i]`."""
     if not len(ids):
@@ -137,7 +141,8 @@ def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
 
 def read_panoptic_png(path: str | Path) -> np.ndarray:
     """COCO's panoptic PNG -> int32[H, W], id = R + 256 G + 256^2 B. Raises BadSample as `read_image` does."""
-    return read_image(path).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+    red, green, blue = np.moveaxis(read_image(path), -1, 0)
+    return red + (green.astype(np.int32) << 8) + (blue.astype(np.int32) << 16)
 
 
 def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:
@@ -159,7 +164,4 @@ def _nearest(size: int, resized: int) -> np.ndarray:
 
 def pad_ids(ids: np.ndarray, side: int) -> np.ndarray:
     """int16[L, h, w] -> int16[L, side, side], -1 right and below."""
-    layers, height, width = ids.shape
-    padded = np.full((layers, side, side), -1, np.int16)
-    padded[:, :height, :width] = ids
-    return padded
+    return np.pad(ids, ((0, 0), (0, side - ids.shape[1]), (0, side - ids.shape[2])), constant_values=-1)

@@ -3,7 +3,8 @@
 All functions begin with an `ItemOutput`. Class probabilities are the softmax over K + 1 columns without the last.
 """
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +12,13 @@ from torch import Tensor
 
 from ..structures import ItemOutput
 
-Size = tuple[int, int]
-
 CHUNK = 8  # queries that stand at full size at the same time; bounds the memory, changes no result
 
 
-def restore(mask_logits: Tensor, frame: int, seg_size: Size, image_size: Size) -> Tensor:
-    """Mask logits at the size of the image, float32[Q, H, W]: bilinear to the S x S frame, cut to the part that the
-    image covers, bilinear to the image."""
-    return _resize(_in_frame(mask_logits, frame, seg_size), image_size)
+def restore(output: ItemOutput, queries: Tensor) -> Tensor:
+    """Mask logits of some queries, int64[n], at the size of the image, float32[n, H, W]: bilinear to the S x S frame,
+    cut to the part that the image covers, bilinear to the image."""
+    return _resize(_in_frame(output.mask_logits[queries], output), output.image_size)
 
 
 def panoptic(
@@ -33,72 +32,78 @@ def panoptic(
     one `stuff` class become one, with the best score.
     """
     scores, labels = _probabilities(output.class_logits).max(-1)
-    kept = (scores > score).nonzero()[:, 0]  # before the masks are enlarged: the others could not win a pixel
-    scores, labels = scores[kept], labels[kept]
+    # Only these can become segments, as no product exceeds its probability. The rivals can take pixels from them.
+    kept = ((scores > score) & (scores >= mask)).nonzero()[:, 0]
     best = output.mask_logits.new_full(output.image_size, -1.0, dtype=torch.float32)
     winner = torch.zeros(output.image_size, dtype=torch.int64, device=output.mask_logits.device)
     areas = torch.zeros_like(kept)
     for part, logits in _restored(output, kept):
-        weighted = logits.sigmoid_().mul_(scores[part, None, None])
-        areas[part] = (weighted >= mask).flatten(1).sum(1)
-        value, index = weighted.max(0)
-        better = value > best
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + part.start, winner)
+        weighted = logits.sigmoid_().mul_(scores[kept[part], None, None])
+        _compete(best, winner, weighted, part.start)
+        areas[part] = weighted.ge_(mask).sum(2).sum(1, dtype=torch.float64).long()  # exact, and fast
+    highest = scores * output.mask_logits.flatten(1).amax(1).float().sigmoid()  # but for rounding
+    rivals = ((scores > score) & (scores < mask) & (highest > 0.999 * best.min())).nonzero()[:, 0]
+    for part, logits in _restored(output, rivals if len(kept) else kept):
+        value = logits.sigmoid_().mul_(scores[rivals[part], None, None]).amax(0)
+        winner.masked_fill_(value > best, len(kept))
 
-    won = torch.bincount(winner.flatten(), minlength=len(kept))[: len(kept)]
-    ids = torch.zeros(max(len(kept), 1), dtype=torch.int32)  # of each query
-    segments: list[tuple[int, int, float]] = []
-    fused: dict[int, int] = {}  # stuff class -> its segment id
-    rows = zip(won.tolist(), areas.tolist(), labels.tolist(), scores.tolist(), strict=True)
+    won = torch.bincount(winner.flatten(), minlength=len(kept) + 1)[:-1]
+    ids = torch.zeros(len(kept) + 1, dtype=torch.int32)  # of each query; the last one is void
+    segments: dict[tuple[int, int], tuple[int, int, float]] = {}  # by class, and query where it is a thing
+    rows = zip(won.tolist(), areas.tolist(), labels[kept].tolist(), scores[kept].tolist(), strict=True)
     for query, (pixels, area, label, value) in enumerate(rows):
         if area == 0 or pixels <= overlap * area:
             continue
-        if label in fused:
-            ids[query] = known = fused[label]
-            segments[known - 1] = (known, label, max(value, segments[known - 1][2]))
-            continue
-        ids[query] = new = len(segments) + 1
-        segments.append((new, label, value))
-        if label in stuff:
-            fused[label] = new
-    return ids.to(winner.device)[winner], segments
+        own = label, -1 if label in stuff else query
+        id, _, highest_yet = segments.get(own, (len(segments) + 1, label, value))
+        segments[own] = id, label, max(value, highest_yet)
+        ids[query] = id
+    return ids.to(winner.device).index_select(0, winner.flatten()).view_as(winner), list(segments.values())
 
 
 def semantic(output: ItemOutput) -> Tensor:
     """The class index of every pixel, int64[H, W], without void: the sum over queries of probability x sigmoid(mask),
-    made in the frame and resized to the image, is compared."""
+    made in the frame and resized to the image, is compared. (Where the image is smaller than its part of the frame the
+    masks are resized, not the sums: the same up to rounding, with fewer and smaller sums.)"""
     weights = _probabilities(output.class_logits).T
-    total = weights.new_zeros(len(weights), output.seg_size[0] * output.seg_size[1])
-    for start in range(0, len(output.mask_logits), CHUNK):
-        part = slice(start, start + CHUNK)
-        masks = _in_frame(output.mask_logits[part], output.frame, output.seg_size).sigmoid_()
-        total.addmm_(weights[:, part], masks.flatten(1))
-    return _resize(total.unflatten(1, output.seg_size), output.image_size).argmax(0)
+    size = min(output.seg_size, output.image_size, key=math.prod)
+    total = weights.new_zeros(len(weights), math.prod(size))
+    for start in range(0, len(output.mask_logits), 4 * CHUNK):
+        few = output.mask_logits[start : start + 4 * CHUNK].split(CHUNK)
+        frames = (_in_frame(logits, output).sigmoid() for logits in few)
+        masks = torch.cat([_resize(frame, size).flatten(1) for frame in frames])
+        total.addmm_(weights[:, start : start + len(masks)], masks)
+    best = total.new_full(output.image_size, -1.0)
+    winner = torch.zeros_like(best, dtype=torch.int64)
+    for start in range(0, len(total), CHUNK):
+        _compete(best, winner, _resize(total[start : start + CHUNK].unflatten(1, size), output.image_size), start)
+    return winner
 
 
 def instances(
-    output: ItemOutput, *, top: int | None = None, score: float = 0.0
+    output: ItemOutput, *, top: int | None = None, score: float = 0.0, without: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masks that may overlap: bool[n, H, W], class indices int64[n], scores float[n], boxes float[n, 4].
 
-    The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for several classes. A
-    mask is logit > 0, its score the probability x the mean sigmoid inside the mask. Kept are masks that are not empty,
-    with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum exclusive.
+    The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for several classes,
+    but not for those in `without`. A mask is logit > 0, its score the probability x the mean sigmoid inside the mask.
+    Kept are masks that are not empty, with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum
+    exclusive.
     """
     probabilities = _probabilities(output.class_logits)
+    probabilities = probabilities.index_fill(1, probabilities.new_tensor(without, dtype=torch.int64), -1.0)
     count = min(len(probabilities) if top is None else top, probabilities.numel())
     scores, pairs = probabilities.flatten().topk(count, sorted=False)
     queries, owner = (pairs // max(probabilities.shape[1], 1)).unique(return_inverse=True)
     masks = torch.zeros(len(queries), *output.image_size, dtype=torch.bool, device=output.mask_logits.device)
     quality = scores.new_zeros(len(queries))
     for part, logits in _restored(output, queries):
-        masks[part] = inside = logits > 0
-        quality[part] = (logits.sigmoid_() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    scores = scores * quality[owner]
-    kept = ((scores >= score) & masks.flatten(1).any(1)[owner]).nonzero()[:, 0]
+        inside = torch.gt(logits, 0, out=masks[part])
+        quality[part] = logits.sigmoid_().mul_(inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    scores, tight = scores * quality[owner], boxes(masks)
+    kept = ((scores >= score) & (tight[owner, 2] > 0)).nonzero()[:, 0]
     owner = owner[kept]
-    return masks[owner], pairs[kept] % max(probabilities.shape[1], 1), scores[kept], boxes(masks)[owner]
+    return masks[owner], pairs[kept] % max(probabilities.shape[1], 1), scores[kept], tight[owner]
 
 
 def best_mask(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
@@ -107,8 +112,7 @@ def best_mask(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
     A pixel belongs to the mask where sigmoid > 0.5; the mask may be empty, a query is always chosen.
     """
     value, query = _probabilities(output.class_logits)[:, column].max(0)
-    logits = restore(output.mask_logits[query][None], output.frame, output.seg_size, output.image_size)[0]
-    return logits.sigmoid() > 0.5, value.item()
+    return restore(output, query[None])[0].sigmoid() > 0.5, value.item()
 
 
 def above_background(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
@@ -129,7 +133,7 @@ def boxes(masks: Tensor) -> Tensor:
     """Tight boxes of bool[n, H, W]: float32[n, 4], (x0, y0, x1, y1), maximum exclusive; zeros if empty."""
     sides = []
     for axis in (1, 2):  # columns (x), then rows (y)
-        hit = masks.any(axis).to(torch.uint8)
+        hit = masks.view(torch.uint8).amax(axis)
         first, last = hit.argmax(1), hit.shape[1] - hit.flip(1).argmax(1)
         sides.append(torch.stack([first, last], 1) * hit.any(1, keepdim=True))
     x, y = sides
@@ -142,21 +146,29 @@ def _probabilities(class_logits: Tensor) -> Tensor:
 
 def _restored(output: ItemOutput, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(queries), CHUNK):
-        part = slice(start, min(start + CHUNK, len(queries)))
-        logits = output.mask_logits[queries[part]]
-        yield part, restore(logits, output.frame, output.seg_size, output.image_size)
+        part = slice(start, start + CHUNK)
+        yield part, restore(output, queries[part])
 
 
-def _in_frame(mask_logits: Tensor, frame: int, seg_size: Size) -> Tensor:
+def _in_frame(mask_logits: Tensor, output: ItemOutput) -> Tensor:
     """Enlarged to the frame and cut to the image, float32[Q, seg_h, seg_w]."""
-    h, w = mask_logits.shape[-2:]
+    (h, w), frame, (seg_h, seg_w) = mask_logits.shape[-2:], output.frame, output.seg_size
+    size = frame, frame
     if frame % h == 0 and frame % w == 0:  # the scale stays the same without most of the padding
-        h, w = min(h, seg_size[0] * h // frame + 2), min(w, seg_size[1] * w // frame + 2)
-        size = h * frame // mask_logits.shape[-2], w * frame // mask_logits.shape[-1]
-    else:
-        size = frame, frame
-    return _resize(mask_logits[:, :h, :w], size)[:, : seg_size[0], : seg_size[1]]
+        mask_logits = mask_logits[:, : seg_h * h // frame + 2, : seg_w * w // frame + 2]
+        size = mask_logits.shape[1] * frame // h, mask_logits.shape[2] * frame // w
+    return _resize(mask_logits, size)[:, :seg_h, :seg_w]
 
 
-def _resize(maps: Tensor, size: Size) -> Tensor:
+def _compete(best: Tensor, winner: Tensor, values: Tensor, first: int) -> None:
+    """Give map `first + n` the pixels where values[n] exceeds all before it, in place; of equal ones the first wins."""
+    for number, value in enumerate(values, start=first):
+        winner.masked_fill_(value > best, number)
+        torch.maximum(best, value, out=best)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """float32[Q, *size]; the maps themselves where they have that size."""
+    if maps.shape[-2:] == size:
+        return maps.float()
     return F.interpolate(maps[None].float(), size, mode="bilinear", align_corners=False)[0]

@@ -7,19 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..structures import (
-    IGNORE_INDEX,
-    IMAGE_TOKEN,
-    REGION_TOKEN,
-    BadSample,
-    Encoded,
-    Sample,
-    SegmentMap,
-    Turn,
-    UserError,
-)
+from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, RLE, BadSample, Encoded, Sample, Turn, UserError
 from .images import fit_frame, read_image, vision_image
-from .masks import decode_rle, pad_ids, resize_ids
+from .masks import decode_rle, pad_ids, resize_ids, select
 from .regions import sample_points
 
 SPECIAL_TOKENS = ("<SEG>", "<p>", "</p>")  # added to every tokenizer, in this order
@@ -33,17 +23,13 @@ class ChatTemplate:
     user: str  # around the question, up to where the answer begins
     end: str  # closes an answer
     bos: bool  # whether the conversation begins with the tokenizer's bos token
-    separator: str = "\n"  # between turns, not supervised
 
 
+_QWEN3 = ChatTemplate(user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>", bos=False)
 TEMPLATES = {
     "phi3": ChatTemplate(user="<|user|>\n{}<|end|>\n<|assistant|>\n", end="<|end|>", bos=True),
-    "qwen3": ChatTemplate(user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>", bos=False),
-    "qwen3_no_thinking": ChatTemplate(
-        user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        end="<|im_end|>",
-        bos=False,
-    ),
+    "qwen3": _QWEN3,
+    "qwen3_no_thinking": replace(_QWEN3, user=_QWEN3.user + "<think>\n\n</think>\n\n"),
 }
 
 
@@ -79,11 +65,8 @@ class Processor:
         """Encode a sample; `key` seeds the region points and, later, the criterion's points.
 
         With `shorten` (training), a conversation that is too long loses its last turns and what they ask for, but
-        never a part of a turn.
-
-        Raises:
-            BadSample: the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, the text
-                has more or fewer `<region>` than there are prompts, or an image cannot be read.
+        never a part of a turn. Raises BadSample where the text is longer than `max_length`, a tag is unbalanced, a
+        prompt region is empty, `<region>` and prompts are not as many, or an image cannot be read.
         """
         turns = [self.tokenize(number, turn) for number, turn in enumerate(sample.turns)]
         if shorten:
@@ -101,11 +84,8 @@ class Processor:
     def tokenize(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
         """Token ids and labels of the number-th turn; text around placeholders is tokenised piece by piece."""
         assert self.tokenizer is not None, "text needs processor.tokenizer"
-        question: list[int] = []
-        if number == 0 and self.template.bos:
-            question.append(self.tokenizer.bos_token_id)
-        elif number:
-            question += self._ids(self.template.separator)
+        start = [self.tokenizer.bos_token_id] if self.template.bos else []
+        question = self._ids("\n") if number else start  # a line break between turns, not supervised
         for piece in re.split("(<image>|<region>)", self.template.user.format(turn.question)):
             question += [PLACEHOLDERS[piece]] if piece in PLACEHOLDERS else self._ids(piece)
         answer = self._ids(turn.answer + self.template.end)
@@ -126,45 +106,42 @@ class Processor:
         if asked != given:
             raise BadSample(f"{sample.id}: {asked} <region> in the text, {given} visual prompts")
         span_ids, seg_ids = self._spans(input_ids, sample.id) if len(input_ids) else (input_ids, input_ids)
-        side = self.seg_size
-        nothing = np.zeros((3, 0, 0), np.uint8), np.zeros((3, 0, 0), np.uint8), (0, 0), (0, 0)
-        pixels, frame, seg_size, image_size = self._image(sample.image) if sample.image else nothing
-        shown = [region.image for region in sample.regions]
-        references = {name: self._image(name)[:3] for name in dict.fromkeys(shown) if name}
-        numbers = {"": -1} | {name: number for number, name in enumerate(references)}
-        targets = np.full((1, side, side), -1, np.int16)
+        pixels, frame, seg_size, image_size = self._image(sample.image)
+        shown = dict.fromkeys(region.image for region in sample.regions)
+        references = {name: self._image(name)[:3] for name in shown if name}
+        sizes = {"": seg_size} | {name: size for name, (_, _, size) in references.items()}
+        targets = np.full((1, self.seg_size, self.seg_size), -1, np.int16)
         if sample.masks.ids.size and sample.masks.ids.shape[1:] != image_size:  # also where there is no mask
             raise BadSample(f"{sample.id}: masks are {sample.masks.ids.shape[1:]}, the image is {image_size}")
         if sample.masks.count:
-            targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), side)
+            targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), self.seg_size)
         rng = np.random.default_rng(key)
-        points = [
-            sample_points(self._region(r.mask, references[r.image][2] if r.image else seg_size), rng)
-            for r in sample.regions
-        ]
+        points = [self._points(region.mask, sizes[region.image], rng) for region in sample.regions]
         return Encoded(
-            id=sample.id, key=key, input_ids=input_ids, span_ids=span_ids, seg_ids=seg_ids,
+            id=sample.id, image=sample.image, key=key, input_ids=input_ids, span_ids=span_ids, seg_ids=seg_ids,
             labels=np.array([label for _, labels in turns for label in labels], np.int64),
             pixel_values=pixels, seg_pixel_values=frame, seg_size=seg_size, image_size=image_size, target_ids=targets,
             target_labels=sample.labels, target_segs=sample.mask_segs, shared_candidates=sample.shared_candidates,
             region_points=np.stack(points) if points else np.zeros((0, 256, 2), np.float32),
             region_labels=np.array([r.label for r in sample.regions], np.int64),
-            region_images=np.array([numbers[name] for name in shown], np.int64), slots=sample.slots,
-            references=tuple(references.values()),
+            region_images=np.array([list(sizes).index(r.image) - 1 for r in sample.regions], np.int64),
+            slots=sample.slots, references=tuple(references.values()),
         )  # fmt: skip
 
     def _image(self, path: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]:
         """Pixels for the vision encoder, pixels in the frame, the (h, w) that they cover there, and (H, W)."""
+        pixels = np.zeros((3, 0, 0), np.uint8)
+        if not path:
+            return pixels, pixels, (0, 0), (0, 0)
         image = read_image(path)
         frame, seg_size = fit_frame(image, self.seg_size)
-        pixels = np.zeros((3, 0, 0), np.uint8)
         if self.vision_size:
             pixels = vision_image(image, self.vision_size, self.vision_geometry, self.vision_resample)
         return pixels, frame, seg_size, (image.shape[0], image.shape[1])
 
-    def _region(self, region: dict[str, Any], seg_size: tuple[int, int]) -> np.ndarray:
-        ids = np.where(decode_rle(region), 0, -1).astype(np.int16)[None]
-        return pad_ids(resize_ids(ids, *seg_size), self.seg_size)[0] == 0
+    def _points(self, mask: RLE, seg_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        ids = np.where(decode_rle(mask), 0, -1).astype(np.int16)[None]
+        return sample_points(pad_ids(resize_ids(ids, *seg_size), self.seg_size)[0] == 0, rng)
 
     def _spans(self, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Number of the `<p>..</p>` span of every token, tags included, and number of every `<SEG>`; -1 elsewhere."""
@@ -178,20 +155,16 @@ class Processor:
 
 def first_turns(sample: Sample, count: int) -> Sample:
     """The sample without all but its first `count` turns, and without the masks and regions that the others ask for.
-
-    Raises BadSample where a mask that stays is labelled with a phrase of a turn that does not.
-    """
+    Raises BadSample where a mask that stays is labelled with a phrase of a turn that does not."""
     if count >= len(sample.turns):
         return sample
     text = "".join(turn.question + turn.answer for turn in sample.turns[:count])
     kept = np.flatnonzero(sample.mask_segs < text.count("<SEG>"))
     if sample.labels[kept].max(initial=-1) >= text.count("<p>"):
         raise BadSample(f"{sample.id}: the text is too long, and its first turns need phrases of later ones")
-    numbers = np.full(sample.masks.count + 1, -1, np.int16)  # the last is for -1
-    numbers[kept] = np.arange(len(kept))
     regions = text.count("<region>")
     return replace(
-        sample, turns=sample.turns[:count], masks=SegmentMap(numbers[sample.masks.ids], len(kept)),
+        sample, turns=sample.turns[:count], masks=select(sample.masks, kept),
         labels=sample.labels[kept], mask_segs=sample.mask_segs[kept], slots=sample.slots[:regions],
         regions=sample.regions if len(sample.slots) else sample.regions[:regions],
     )  # fmt: skip

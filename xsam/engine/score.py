@@ -4,24 +4,35 @@ An id that the ground truth does not have, or one that comes twice, is the user'
 lack counts as nothing predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..data.coco import read_coco
-from ..data.masks import encode_rle, read_panoptic_png, segmentation_mask
-from ..data.records import read_json
+from ..data.label_maps import read_values
+from ..data.masks import encode_rle, read_panoptic_png
+from ..data.records import read_json, read_mask
+from ..metrics.base import Metric
 from ..metrics.detection import InstanceAP
 from ..metrics.grounded_caption import GroundedCaptionScore
 from ..metrics.iou import NOTHING_IGNORED, ReferringIoU
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import SemanticIoU
-from ..structures import RLE, UserError
+from ..structures import UserError
 
-Scores = tuple[int, list[Any], dict[str, float | None]]  # samples, missing ids, metrics in percent
+Rows = Mapping[Any, Any]  # by id
+
+
+class Comparison(NamedTuple):
+    """The samples of two files."""
+
+    metric: Metric
+    truth: Rows
+    found: Rows
+    add: Callable[[Any], None]  # gives the metric the sample of an id in `truth`
 
 
 def score(kind: str, gt: Path, pred: Path, num_classes: int = 0, similarity: str = "") -> dict[str, Any]:
@@ -29,116 +40,125 @@ def score(kind: str, gt: Path, pred: Path, num_classes: int = 0, similarity: str
     if kind == "semantic" and num_classes < 1:
         raise UserError("semantic scores need --num-classes, how many classes the labels may have")
     extra: dict[str, list[Any]] = {"semantic": [num_classes], "gcg": [similarity]}
-    samples, missing, metrics = KINDS[kind](gt, pred, *extra.get(kind, []))
-    return {"kind": kind, "samples": samples, "missing": missing, "metrics": metrics}
+    metric, truth, found, add = KINDS[kind](gt, pred, *extra.get(kind, []))
+    if unknown := [name for name in found if name not in truth]:
+        raise UserError(f"{pred}: {unknown[0]} is not in the ground truth ({len(unknown)} such ids)")
+    for name in truth:
+        try:
+            add(name)
+        except UserError as error:
+            raise UserError(f"{pred}: {name}: {error}") from None
+    missing = [name for name in truth if name not in found]
+    return {"kind": kind, "samples": len(truth), "missing": missing, "metrics": metric.compute()}
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as text."""
-    lines = [
-        f"{name:8}{'-' if value is None else format(value, '8.2f'):>8}" for name, value in report["metrics"].items()
-    ]
-    return "\n".join([f"{report['kind']}: {report['samples']} samples, {len(report['missing'])} missing", *lines])
+    lines = [f"{report['kind']}: {report['samples']} samples, {len(report['missing'])} missing"]
+    for name, value in report["metrics"].items():
+        lines.append(f"{name:8}{'-' if value is None else format(value, '8.2f'):>8}")
+    return "\n".join(lines)
 
 
-def panoptic(gt: Path, pred: Path) -> Scores:
+def panoptic(gt: Path, pred: Path) -> Comparison:
     """COCO panoptic `X.json` with the PNGs in the folder `X` beside it; categories are those of the ground truth."""
-    truth, found = read_coco(gt, "images", "annotations", "categories"), read_coco(pred, "annotations")
-    metric = PanopticQuality({c["id"]: bool(c["isthing"]) for c in truth["categories"]})
-    answers = _by_id(found["annotations"], "image_id", pred)
-    wanted = _by_id(truth["annotations"], "image_id", gt)
-    missing = _missing(wanted, answers, pred)
-    for name, annotation in wanted.items():
-        expected = read_panoptic_png(gt.with_suffix("") / annotation["file_name"])
-        segments = {s["id"]: s["category_id"] for s in annotation["segments_info"]}
-        crowd = {s["id"] for s in annotation["segments_info"] if s.get("iscrowd")}
-        painted, classes = np.zeros_like(expected), {}
-        if name in answers:
-            painted = read_panoptic_png(pred.with_suffix("") / answers[name]["file_name"])
-            classes = {s["id"]: s["category_id"] for s in answers[name]["segments_info"]}
-        with _Named(pred, name):
-            metric.update(painted, classes, expected, segments, crowd)
-    return len(wanted), missing, metric.compute()
+    true, answered = read_coco(gt, "images", "annotations", "categories"), read_coco(pred, "annotations")
+    truth, found = _by_id(true["annotations"], "image_id", gt), _by_id(answered["annotations"], "image_id", pred)
+    metric = PanopticQuality({c["id"]: bool(c["isthing"]) for c in true["categories"]})
+
+    def segments(path: Path, row: dict[str, Any]) -> tuple[np.ndarray, dict[int, int]]:
+        ids = read_panoptic_png(path.with_suffix("") / row["file_name"])
+        return ids, {segment["id"]: segment["category_id"] for segment in row["segments_info"]}
+
+    def add(name: Any) -> None:
+        ids, classes = segments(gt, truth[name])
+        crowd = {segment["id"] for segment in truth[name]["segments_info"] if segment.get("iscrowd")}
+        answer = segments(pred, found[name]) if name in found else (np.zeros_like(ids), {})
+        metric.update(*answer, ids, classes, crowd)
+
+    return Comparison(metric, truth, found, add)
 
 
-def instance(gt: Path, pred: Path) -> Scores:
+def instance(gt: Path, pred: Path) -> Comparison:
     """COCO instances against a COCO results list."""
-    truth = read_coco(gt, "images", "annotations", "categories")
-    rows = _rows(pred)
-    images = _by_id(truth["images"], "id", gt)
-    of_image: dict[int | str, tuple[list[Any], list[Any]]] = {name: ([], []) for name in images}
-    for a in truth["annotations"]:
-        if a["image_id"] not in images:
-            raise UserError(f"{gt}: annotation {a['id']} is on image {a['image_id']}, which the file does not list")
-        rle = _rle(a["segmentation"], images[a["image_id"]], gt, a["id"])
-        of_image[a["image_id"]][0].append(
-            {"category": a["category_id"], "rle": rle, "crowd": bool(a.get("iscrowd")), "area": a["area"]}
-        )
-    for row in rows:
-        if row["image_id"] not in images:
-            raise UserError(f"{pred}: image_id {row['image_id']} is not in {gt}; predict on the same images")
-        rle = _rle(row["segmentation"], images[row["image_id"]], pred, row["image_id"])
-        of_image[row["image_id"]][1].append({"category": row["category_id"], "rle": rle, "score": row["score"]})
+    true = read_coco(gt, "images", "annotations", "categories")
+    images = _by_id(true["images"], "id", gt)
+    truth, found = _by_image(true["annotations"]), _by_image(_rows(pred))
+    for path, rows in ((gt, truth), (pred, found)):
+        if stray := [image for image in rows if image not in images]:
+            raise UserError(f"{path}: image_id {stray[0]} is not in the images of {gt}; keep to the same images")
     metric = InstanceAP()
-    for name, (targets, answers) in of_image.items():
-        metric.update(name, (images[name]["height"], images[name]["width"]), targets, answers)
-    answered = {row["image_id"] for row in rows}
-    return len(images), [name for name in images if name not in answered], metric.compute()
+
+    def entry(row: dict[str, Any], size: tuple[int, int], path: Path) -> dict[str, Any]:
+        mask = _mask(row["segmentation"], size, path, row.get("id", row["image_id"]))
+        return {"category": row["category_id"], "rle": encode_rle(mask)}
+
+    def add(name: Any) -> None:
+        size = images[name]["height"], images[name]["width"]
+        targets = [
+            entry(row, size, gt) | {"crowd": bool(row.get("iscrowd")), "area": row["area"]}
+            for row in truth.get(name, ())
+        ]
+        answers = [entry(row, size, pred) | {"score": row["score"]} for row in found.get(name, ())]
+        metric.update(name, size, targets, answers)
+
+    return Comparison(metric, images, found, add)
 
 
-def semantic(gt: Path, pred: Path, num_classes: int) -> Scores:
+def semantic(gt: Path, pred: Path, num_classes: int) -> Comparison:
     """Folders of label PNGs with the same stems; 255 in the ground truth does not count."""
     truth, found = ({file.stem: file for file in sorted(folder.glob("*.png"))} for folder in (gt, pred))
     if not truth:
         raise UserError(f"{gt}: no PNG in this folder; give the folder of the label maps")
-    if missing := _missing(truth, found, pred):
+    if missing := [name for name in truth if name not in found]:
         raise UserError(f"{pred}: has no map {missing[0]}.png ({len(missing)} missing); predict every image of {gt}")
     metric = SemanticIoU(num_classes)
-    for name, file in truth.items():
-        with _Named(pred, name):
-            metric.update(_labels(found[name]), _labels(file))
-    return len(truth), [], metric.compute()
+
+    def add(name: str) -> None:
+        metric.update(read_values(found[name]), read_values(truth[name]))
+
+    return Comparison(metric, truth, found, add)
 
 
-def refer(gt: Path, pred: Path) -> Scores:
+def refer(gt: Path, pred: Path) -> Comparison:
     """JSON lists of `{"id", "segmentation": RLE | null}`; null or an empty mask means no target, or nothing found."""
     truth, found = _by_id(_rows(gt), "id", gt), _by_id(_rows(pred), "id", pred)
-    missing = _missing(truth, found, pred)
     metric = ReferringIoU()
-    for name, row in truth.items():
-        answer = found.get(name, {"segmentation": None})
-        sizes = [m["size"] for m in (row["segmentation"], answer["segmentation"], row.get("ignore")) if m]
-        size = {"height": sizes[0][0], "width": sizes[0][1]} if sizes else {"height": 1, "width": 1}
-        ignore = _mask(row["ignore"], size, gt, name) if row.get("ignore") else NOTHING_IGNORED
-        metric.update(
-            _mask(answer["segmentation"], size, pred, name), _mask(row["segmentation"], size, gt, name), ignore
-        )
-    return len(truth), missing, metric.compute()
+
+    def add(name: Any) -> None:
+        true, ignore = truth[name]["segmentation"], truth[name].get("ignore")
+        answer = found[name]["segmentation"] if name in found else None
+        size = next((rle["size"] for rle in (true, answer, ignore) if rle), (1, 1))
+        ignored = _mask(ignore, size, gt, name) if ignore else NOTHING_IGNORED
+        metric.update(_mask(answer, size, pred, name), _mask(true, size, gt, name), ignored)
+
+    return Comparison(metric, truth, found, add)
 
 
-def gcg(gt: Path, pred: Path, similarity: str) -> Scores:
+def gcg(gt: Path, pred: Path, similarity: str) -> Comparison:
     """GLaMM's files: the folder with `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json` against
     `{image_id: {"caption", "phrases", "pred_masks": [RLE]}}`."""
     masks, captions = (_only(gt, f"*_gcg_coco_{kind}_gt.json") for kind in ("mask", "caption"))
-    truth, said = read_coco(masks, "images", "annotations"), read_coco(captions, "annotations")
+    true, said = read_coco(masks, "images", "annotations"), read_coco(captions, "annotations")
+    targets, notes = ({str(id): rows for id, rows in _by_image(side["annotations"]).items()} for side in (true, said))
     found = read_json(pred)
     if not isinstance(found, dict):
         raise UserError(f"{pred}: not an object of answers by image id")
-    images = {str(name): image for name, image in _by_id(truth["images"], "id", masks).items()}
-    missing = _missing(images, found, pred)
     metric = GroundedCaptionScore(similarity)
-    for name, image in images.items():
-        answer = found.get(name, {"caption": "", "phrases": [], "pred_masks": []})
-        targets = [a["segmentation"] for a in truth["annotations"] if str(a["image_id"]) == name]
-        notes = [a for a in said["annotations"] if str(a["image_id"]) == name]
-        size = _size(image, [*targets, *answer["pred_masks"]])
-        with _Named(pred, name):
-            metric.update(
-                image["id"], size, caption=answer["caption"], phrases=answer["phrases"], masks=answer["pred_masks"],
-                true_captions=[note["caption"] for note in notes],
-                true_phrases=[label for note in notes for label in note["labels"]], true_masks=targets,
-            )  # fmt: skip
-    return len(images), missing, metric.compute()
+    images = {str(id): image for id, image in _by_id(true["images"], "id", masks).items()}
+
+    def add(name: str) -> None:
+        image, answer = images[name], found.get(name, {"caption": "", "phrases": [], "pred_masks": []})
+        true_masks = [target["segmentation"] for target in targets.get(name, ())]
+        size = next((rle["size"] for rle in (*true_masks, *answer["pred_masks"])), (1, 1))
+        metric.update(
+            image["id"], (image["height"], image["width"]) if "height" in image else size,
+            caption=answer["caption"], phrases=answer["phrases"], masks=answer["pred_masks"], true_masks=true_masks,
+            true_captions=[note["caption"] for note in notes.get(name, ())],
+            true_phrases=[label for note in notes.get(name, ()) for label in note["labels"]],
+        )  # fmt: skip
+
+    return Comparison(metric, images, found, add)
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -148,12 +168,6 @@ def _only(folder: Path, pattern: str) -> Path:
     return files[0]
 
 
-def _size(image: dict[str, Any], rles: Sequence[RLE]) -> tuple[int, int]:
-    if "height" in image:
-        return image["height"], image["width"]
-    return tuple(rles[0]["size"]) if rles else (1, 1)
-
-
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -161,7 +175,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_id(rows: Sequence[dict[str, Any]], key: str, path: Path) -> dict[Any, dict[str, Any]]:
+def _by_id(rows: Sequence[dict[str, Any]], key: str, path: Path) -> Rows:
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
         if not isinstance(row.get(key), int | str):
@@ -172,48 +186,19 @@ def _by_id(rows: Sequence[dict[str, Any]], key: str, path: Path) -> dict[Any, di
     return found
 
 
-def _missing(truth: dict[Any, Any], found: dict[Any, Any], pred: Path) -> list[Any]:
-    if unknown := [name for name in found if name not in truth]:
-        raise UserError(f"{pred}: {unknown[0]} is not in the ground truth ({len(unknown)} such ids)")
-    return [name for name in truth if name not in found]
+def _by_image(rows: Sequence[dict[str, Any]]) -> Rows:
+    """Lists of rows by image id."""
+    found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["image_id"]].append(row)
+    return found
 
 
-def _rle(segmentation: Any, image: dict[str, Any], path: Path, name: Any) -> RLE:
-    return encode_rle(_mask(segmentation, image, path, name))
-
-
-def _mask(segmentation: Any, image: dict[str, Any], path: Path, name: Any) -> np.ndarray:
+def _mask(segmentation: Any, size: tuple[int, int], path: Path, name: Any) -> np.ndarray:
     """bool[H, W]; an absent segmentation is an empty mask."""
-    if not segmentation:
-        return np.zeros((image["height"], image["width"]), bool)
-    try:
-        return segmentation_mask(segmentation, image["height"], image["width"])
-    except ValueError as error:
-        raise UserError(f"{path}: {name}: {error}") from None
+    return read_mask(segmentation, *size, f"{path}: {name}", empty=True) if segmentation else np.zeros(size, bool)
 
 
-def _labels(path: Path) -> np.ndarray:
-    """int[H, W] of a grey or palette PNG."""
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P", "I", "I;16"):
-            raise UserError(f"{path}: has the mode {image.mode}; a label map has one channel")
-        return np.asarray(image).astype(np.int64)
-
-
-class _Named:
-    """Adds the file and the sample to what a metric complains about."""
-
-    def __init__(self, path: Path, name: Any) -> None:
-        self.prefix = f"{path}: {name}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.prefix}: {error}") from None
-
-
-KINDS: dict[str, Callable[..., Scores]] = {
+KINDS: dict[str, Callable[..., Comparison]] = {
     "panoptic": panoptic, "instance": instance, "semantic": semantic, "refer": refer, "gcg": gcg,
 }  # fmt: skip

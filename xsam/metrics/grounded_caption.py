@@ -1,7 +1,7 @@
 """Captions with masks, as GLaMM (arXiv 2311.03356) scores grounded conversation generation: every image counts."""
 
 import functools
-import importlib
+import itertools
 import logging
 import math
 import re
@@ -9,12 +9,15 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 
 from ..structures import RLE, UserError
+from .base import Metric, percent
 from .detection import InstanceAP
 
 log = logging.getLogger("xsam")
@@ -25,18 +28,15 @@ Captions = Mapping[Any, tuple[str, Sequence[str]]]  # by image: what was said, w
 
 
 @dataclass
-class GroundedCaptionScore:
+class GroundedCaptionScore(Metric):
     """`AP AP50 mIoU METEOR CIDEr recall` in percent.
 
     AP is COCO's, of one class, every mask with the score 1. mIoU is the mean over images of the mean IoU of the pairs
     that `pair` makes. recall is the share of the true phrases whose pair has an IoU and a similarity of phrases of 0.5
     or more; GLaMM takes pairs by falling IoU and ends the image with the first that has not.
-
-    Args:
-        similarity: of phrases, a name of `SIMILARITIES`; "" = no recall.
     """
 
-    similarity: str = ""
+    similarity: str = ""  # of phrases, a name of `SIMILARITIES`; "" = no recall
     detections: InstanceAP = field(default_factory=InstanceAP)
     captions: dict[Any, tuple[str, list[str]]] = field(default_factory=dict)
     totals: np.ndarray = field(default_factory=lambda: np.zeros(4))  # images, mIoU, true phrases, recalled ones
@@ -50,7 +50,8 @@ class GroundedCaptionScore:
         caption: str, phrases: Sequence[str], masks: Sequence[RLE],
         true_captions: Sequence[str], true_phrases: Sequence[str], true_masks: Sequence[RLE],
     ) -> None:  # fmt: skip
-        """Count one image of `size` (H, W); a failed answer has an empty caption and no masks.
+        """Count one image of `size` (H, W), or one caption of it under an id of its own; a failed answer has an empty
+        caption and no masks.
 
         phrases[i] names masks[i], true_phrases[i] true_masks[i]; GLaMM's files may have fewer phrases than masks.
         Raises UserError where a mask has another size.
@@ -77,23 +78,38 @@ class GroundedCaptionScore:
         self.totals += [1, mean, len(true_phrases), recalled]
 
     def merge(self, other: "GroundedCaptionScore") -> None:
-        """Add the images of another process."""
         self.detections.merge(other.detections)
         self.captions |= other.captions
-        self.totals = self.totals + other.totals
+        super().merge(other)
 
     def compute(self) -> dict[str, float | None]:
         """The scores; None where there was nothing to measure, METEOR also without Java or pycocoevalcap."""
-        images, mean, phrases, recalled = self.totals.tolist()
-        found = self.detections.compute() if images else {}
+        sums = np.append(self.totals, cider(self.captions).sum())
+        return self._scores(self.detections.compute(), sums) | {"METEOR": meteor(self.captions)}
+
+    def headline(self) -> float | None:
+        images, mean, *_ = self.totals.tolist()
+        return percent(mean, images)
+
+    @classmethod
+    def resample(cls, parts: Sequence["GroundedCaptionScore"], weights: np.ndarray) -> list[dict[str, float | None]]:
+        """As `Metric.resample`, without METEOR; CIDEr keeps the document frequencies of the whole set."""
+        whole = cls(parts[0].similarity)
+        for part in parts:
+            whole.merge(part)
+        agreed = dict(zip(whole.captions, cider(whole.captions), strict=True))
+        sums = [[*part.totals, sum(agreed[image] for image in part.captions)] for part in parts]
+        found = InstanceAP.resample([part.detections for part in parts], weights)
+        return [whole._scores(*row) for row in zip(found, weights @ np.array(sums), strict=True)]
+
+    def _scores(self, found: Mapping[str, float | None], sums: np.ndarray) -> dict[str, float | None]:
+        """All but METEOR; `sums` over images: `totals`, and CIDEr."""
+        images, mean, phrases, recalled, agreed = sums.tolist()
         return {
-            "AP": found.get("AP"),
-            "AP50": found.get("AP50"),
-            "mIoU": 100 * mean / images if images else None,
-            "METEOR": meteor(self.captions),
-            "CIDEr": cider(self.captions),
-            "recall": 100 * recalled / phrases if phrases and self.similarity else None,
-        }
+            "AP": found["AP"], "AP50": found["AP50"], "mIoU": percent(mean, images), "METEOR": None,
+            "CIDEr": agreed / images if images else None,
+            "recall": percent(recalled, phrases if self.similarity else 0),
+        }  # fmt: skip
 
 
 def pair(ious: np.ndarray) -> list[tuple[int, int]]:
@@ -106,40 +122,33 @@ def pair(ious: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def cider(captions: Captions) -> float | None:
-    """CIDEr-D (arXiv 1411.5726) as the COCO caption evaluation has it, in percent, its factor of 10 included.
+def cider(captions: Captions) -> np.ndarray:
+    """CIDEr-D (arXiv 1411.5726) of each image as the COCO caption evaluation has it, float[N] in percent, its factor
+    of 10 included.
 
     TF-IDF of n-grams up to 4, frequencies of the document taken from the references of all images, so that one image
     alone has 0; clipped cosine; a Gaussian penalty (sigma 6) of the difference of lengths, counted in bigrams.
     """
-    if not captions:
-        return None
-    said = {image: _ngrams(caption) for image, (caption, _) in captions.items()}
-    references = {image: [_ngrams(text) for text in texts] for image, (_, texts) in captions.items()}
-    frequency = Counter(gram for texts in references.values() for gram in set().union(*texts))
+    said = [_ngrams(caption) for caption, _ in captions.values()]
+    references = [[_ngrams(text) for text in texts] for _, texts in captions.values()]
+    frequency = Counter(gram for texts in references for gram in set().union(*itertools.chain(*texts)))
 
-    def weights(grams: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:
-        orders: list[dict[tuple[str, ...], float]] = [{} for _ in range(4)]
-        for gram, count in grams.items():
-            orders[len(gram) - 1][gram] = count * math.log(len(captions) / max(1, frequency[gram]))
-        return orders
+    def weights(grams: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+        return {gram: n * math.log(len(captions) / max(1, frequency[gram])) for gram, n in grams.items()}
 
-    total = 0.0
-    for image, texts in references.items():
-        mine, length = weights(said[image]), _bigrams(said[image])
+    scores = np.zeros(len(captions))
+    for number, (grams, texts) in enumerate(zip(said, references, strict=True)):
+        mine = [weights(some) for some in grams]
         for text in texts:
-            penalty = math.exp(-((length - _bigrams(text)) ** 2) / (2 * 6.0**2))
-            total += penalty * sum(map(_cosine, mine, weights(text))) / 4 / len(texts)
-    return 100 * 10 * total / len(captions)
+            penalty = math.exp(-((grams[1].total() - text[1].total()) ** 2) / (2 * 6.0**2))
+            scores[number] += penalty * sum(map(_cosine, mine, map(weights, text))) / 4 / len(texts)
+    return 100 * 10 * scores
 
 
-def _ngrams(caption: str) -> Counter[tuple[str, ...]]:
+def _ngrams(caption: str) -> list[Counter[tuple[str, ...]]]:
+    """Those of one word, of two, three and four."""
     words = tokenize(caption).split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
-
-
-def _bigrams(grams: Counter[tuple[str, ...]]) -> int:
-    return sum(count for gram, count in grams.items() if len(gram) == 2)
+    return [Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, 5)]
 
 
 def _cosine(mine: Mapping[Any, float], theirs: Mapping[Any, float]) -> float:
@@ -150,18 +159,18 @@ def _cosine(mine: Mapping[Any, float], theirs: Mapping[Any, float]) -> float:
 
 
 def meteor(captions: Captions) -> float | None:
-    """METEOR 1.5 in percent, computed by its Java program; None, and a line in the log, where that is not installed."""
-    try:
-        program = importlib.import_module("pycocoevalcap.meteor.meteor") if shutil.which("java") else None
-    except ImportError:
-        program = None
-    if program is None:
-        log.warning("METEOR is not computed: it needs Java and the package pycocoevalcap")
-    if program is None or not captions:
+    """METEOR 1.5 for English (Denkowski and Lavie, Meteor Universal, 2014) in percent, by its Java program, which
+    pycocoevalcap brings; None, and a line in the log, without these. None for no captions."""
+    if not captions:
         return None
+    if not find_spec("pycocoevalcap") or not shutil.which("java"):
+        log.warning("METEOR is not computed: it needs Java and the package pycocoevalcap")
+        return None
+    from pycocoevalcap.meteor.meteor import Meteor
+
     said = {image: [tokenize(caption)] for image, (caption, _) in captions.items()}
-    references = {image: [tokenize(text) for text in texts] for image, (_, texts) in captions.items()}
-    return 100 * float(program.Meteor().compute_score(references, said)[0])
+    true = {image: list(map(tokenize, references)) for image, (_, references) in captions.items()}
+    return 100 * Meteor().compute_score(true, said)[0]
 
 
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # curly to straight
@@ -215,12 +224,10 @@ def _bert() -> tuple[Any, Any]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
+@torch.no_grad()
 def _embedding(text: str) -> np.ndarray:
-    import torch
-
     tokenizer, model = _bert()
-    with torch.no_grad():
-        return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).numpy()
+    return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).numpy()
 
 
 SIMILARITIES: dict[str, Callable[[str, str], float]] = {"jaccard": jaccard, "bert": bert}

@@ -1,17 +1,19 @@
 """IoU of one mask per expression: referring, generalised referring, reasoning, interactive segmentation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..structures import UserError
+from .base import Metric, percent
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NOTHING_IGNORED = np.zeros((0, 0), bool)
 
 
 @dataclass
-class ReferringIoU:
+class ReferringIoU(Metric):
     """cIoU, gIoU, N_acc, T_acc and Pr@X in percent; an empty mask means "no target" or "nothing predicted".
 
     cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more; gIoU is the
@@ -19,7 +21,8 @@ class ReferringIoU:
     those of gRefCOCO (arXiv 2306.00968).
     """
 
-    totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))  # sums of what `_measure` returns
+    # samples, those with a target, intersection, union, IoU, targets found, absences seen, Pr@X
+    totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))
 
     def update(
         self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED, *, failed: bool = False
@@ -34,54 +37,49 @@ class ReferringIoU:
                 raise UserError(f"a mask is {other.shape}, the ground truth {gt.shape}; sizes must be equal")
         if ignore.size:
             pred, gt = pred & ~ignore, gt & ~ignore
-        self.totals += _measure(pred, gt, failed)
-
-    def merge(self, other: "ReferringIoU") -> None:
-        """Add what another process counted."""
-        self.totals += other.totals
+        inter, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)
+        target, predicted = bool(gt.any()), bool(pred.any())
+        iou = inter / union if union else float(not failed)
+        absent = not (target or predicted or failed)
+        precise = [target and iou >= x for x in THRESHOLDS]
+        self.totals += [1, target, inter, union, iou, target and predicted, absent, *precise]
 
     def compute(self) -> dict[str, float | None]:
         """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over those with a
         target, `N_acc` (nothing predicted) over the rest; None where there are none, cIoU also without any pixel."""
         samples, targets, inter, union, iou, found, refused, *precise = self.totals.tolist()
         return {
-            "cIoU": _percent(inter, union), "gIoU": _percent(iou, samples),
-            "N_acc": _percent(refused, samples - targets), "T_acc": _percent(found, targets),
-        } | {f"Pr@{x}": _percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}  # fmt: skip
+            "cIoU": percent(inter, union), "gIoU": percent(iou, samples),
+            "N_acc": percent(refused, samples - targets), "T_acc": percent(found, targets),
+        } | {f"Pr@{x}": percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}  # fmt: skip
 
 
 @dataclass
-class ReferringIoUByKind:
+class ReferringIoUByKind(Metric):
     """`ReferringIoU` over all samples, and the cIoU of each kind of sample beside it as `cIoU_KIND`."""
 
-    kinds: dict[str, ReferringIoU] = field(default_factory=dict)
+    kinds: dict[str, ReferringIoU] = field(default_factory=lambda: {"": ReferringIoU()})  # "" = all samples
 
     def update(self, pred: np.ndarray, gt: np.ndarray, kind: str = "", *, failed: bool = False) -> None:
         """Count one sample of a kind, "" = of none; the rest as in `ReferringIoU.update`."""
-        self.kinds.setdefault(kind, ReferringIoU()).update(pred, gt, failed=failed)
+        sample = ReferringIoU()
+        sample.update(pred, gt, failed=failed)
+        for name in {"", kind}:
+            self.kinds.setdefault(name, ReferringIoU()).merge(sample)
 
     def merge(self, other: "ReferringIoUByKind") -> None:
-        """Add what another process counted."""
         for kind, metric in other.kinds.items():
             self.kinds.setdefault(kind, ReferringIoU()).merge(metric)
 
     def compute(self) -> dict[str, float | None]:
         """As `ReferringIoU.compute`, and `cIoU_KIND` for every named kind."""
-        total = ReferringIoU()
-        for metric in self.kinds.values():
-            total.merge(metric)
-        named = sorted(kind for kind in self.kinds if kind)
-        return total.compute() | {f"cIoU_{kind}": self.kinds[kind].compute()["cIoU"] for kind in named}
+        named = {f"cIoU_{kind}": metric.compute()["cIoU"] for kind, metric in sorted(self.kinds.items()) if kind}
+        return self.kinds[""].compute() | named
 
-
-def _measure(pred: np.ndarray, gt: np.ndarray, failed: bool) -> np.ndarray:
-    """One sample's part: 1, has a target, intersection, union, IoU, target found, absence seen, Pr@X."""
-    inter, union = np.count_nonzero(pred & gt), np.count_nonzero(pred | gt)
-    target, predicted = bool(gt.any()), bool(pred.any())
-    iou = inter / union if union else float(not failed)
-    precise = [target and iou >= x for x in THRESHOLDS]
-    return np.array([1, target, inter, union, iou, target and predicted, not (target or predicted or failed), *precise])
-
-
-def _percent(part: float, whole: float) -> float | None:
-    return 100 * part / whole if whole else None
+    @classmethod
+    def resample(cls, parts: Sequence["ReferringIoUByKind"], weights: np.ndarray) -> list[dict[str, float | None]]:
+        results = ReferringIoU.resample([part.kinds[""] for part in parts], weights)
+        for kind in sorted({kind for part in parts for kind in part.kinds} - {""}):
+            alone = ReferringIoU.resample([part.kinds.get(kind, ReferringIoU()) for part in parts], weights)
+            results = [row | {f"cIoU_{kind}": values["cIoU"]} for row, values in zip(results, alone, strict=True)]
+        return results

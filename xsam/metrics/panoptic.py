@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..structures import UserError
+from .base import Metric
 
 
 @dataclass
-class PanopticQuality:
+class PanopticQuality(Metric):
     """PQ, SQ and RQ in percent over all categories, things (`_th`) and stuff (`_st`).
 
     A predicted and a true segment of the same category match if their IoU is above 0.5, the void of the ground truth
@@ -27,17 +28,19 @@ class PanopticQuality:
         self, pred: np.ndarray, pred_segments: Mapping[int, int], gt: np.ndarray, gt_segments: Mapping[int, int],
         crowd: Collection[int] = (),
     ) -> None:  # fmt: skip
-        """Count one image: two maps int[H, W] of segment ids, 0 = void, and the category of each id.
-
-        `crowd` names the ids of the ground truth that are crowd regions. Raises UserError for maps of different sizes,
-        an id in a map without a category, a predicted segment without a pixel, or an unknown category.
-        """
+        """Count one image: two maps int[H, W] of segment ids, 0 = void, and the category of each id; `crowd` has the
+        true ids that are crowd regions. Raises UserError for maps of different sizes, an id in a map without a
+        category, a predicted segment without a pixel, or an unknown category."""
         if pred.shape != gt.shape:
             raise UserError(f"the predicted map is {pred.shape}, the true one {gt.shape}; sizes must be equal")
         gt_class, pred_class = self._classes(gt_segments, "true"), self._classes(pred_segments, "predicted")
         columns = len(pred_class)
-        pairs = _index(gt, gt_segments, "true") * columns + _index(pred, pred_segments, "predicted")
-        inter = np.bincount(pairs.ravel(), minlength=len(gt_class) * columns).reshape(-1, columns)
+        gt, pred = gt.ravel(), pred.ravel()
+        changed = (gt[1:] != gt[:-1]) | (pred[1:] != pred[:-1])
+        starts = np.flatnonzero(np.append(gt.size > 0, changed))  # of runs, which are far fewer than pixels
+        pairs = _index(gt[starts], gt_segments, "true") * columns + _index(pred[starts], pred_segments, "predicted")
+        pixels = np.diff(starts, append=gt.size)
+        inter = np.bincount(pairs, pixels, len(gt_class) * columns).astype(np.int64).reshape(-1, columns)
         gt_area, pred_area = inter.sum(1), inter.sum(0)
         if not pred_area[1:].all():
             missing = list(pred_segments)[int(pred_area[1:].argmin())]
@@ -58,10 +61,6 @@ class PanopticQuality:
         np.add.at(self.totals[:, 2], pred_class[1:][wrong[1:]], 1)
         np.add.at(self.totals[:, 3], gt_class[1:][missed[1:]], 1)
 
-    def merge(self, other: "PanopticQuality") -> None:
-        """Add what another process counted."""
-        self.totals += other.totals
-
     def compute(self) -> dict[str, float | None]:
         """`PQ SQ RQ`, the same with `_th` and `_st`, in percent; None for a group without segments."""
         thing = np.array(list(self.categories.values()), dtype=bool)
@@ -72,7 +71,7 @@ class PanopticQuality:
             metrics |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
         return metrics
 
-    def per_category(self) -> dict[int, dict[str, float]]:
+    def per_category(self) -> dict[int, dict[str, float | None]]:
         """`PQ SQ RQ` in percent and the counts `TP FP FN` of each category that has a segment."""
         names = ("PQ", "SQ", "RQ", "TP", "FP", "FN")
         values = np.concatenate([_quality(self.totals), self.totals[:, 1:]], 1)
@@ -89,7 +88,7 @@ class PanopticQuality:
 
 
 def _index(ids: np.ndarray, segments: Mapping[int, int], whose: str) -> np.ndarray:
-    """int64[H, W], the place of each pixel's segment in `segments`, from 1; 0 = void."""
+    """int64[n], the place of each id in `segments`, from 1; 0 = void."""
     table = np.zeros(max(int(ids.max(initial=0)), *segments, 0) + 1, np.int64)  # 0 = unknown
     table[[0, *segments]] = np.arange(1, len(segments) + 2)
     index = table[ids.clip(min=0)] - 1

@@ -2,52 +2,39 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from ..data import submission
 from ..data.masks import decode_rle, encode_rle
-from ..structures import ItemOutput, Prediction, Sample, Segment
-
-
-class Metric(Protocol):
-    """Small state that merges by addition; `compute` gives percentages, None where there was nothing to measure."""
-
-    def merge(self, other: Any) -> None: ...
-    def compute(self) -> dict[str, float | None]: ...
+from ..data.postprocess import best_mask
+from ..metrics.base import Metric
+from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
 
 
 class Task(ABC):
-    """One source of samples. The same class trains (`train=True` in a mixture row) and evaluates (a benchmark row).
+    """One source of samples. The same class trains (`train=True` in a mixture row) and evaluates (a benchmark row)."""
 
-    Attributes:
-        name: what `results.json` calls the task.
-        generates: the answer is generated in every protocol, not given (chat, grounded conversations).
-        max_new_tokens: longest generated answer.
-    """
-
-    name: str
-    generates = False
-    max_new_tokens = 32
-    data: Any  # a reader; its records are the samples unless the task says otherwise
+    name: str  # in `results.json`
+    generates = False  # whether the answer is generated in every protocol, not given (chat, grounded conversations)
+    may_be_empty = False  # whether an answer without a mask can be right; elsewhere the strict protocol has it failed
+    max_new_tokens = 32  # of a generated answer
+    data: Any  # a reader
+    rows: Any = None  # records of `data` that are the samples; None: all of them
+    lengths = np.zeros(0, np.int64)  # int64[N], of each sample's text in any unit, for batches of like lengths
     train: bool
     questions: Sequence[str]
     answers: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.data)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64[N], how long each sample's text is, in any unit: training batches samples of like lengths.
-
-        Empty where that is not known.
-        """
-        return np.zeros(0, np.int64)
+        return len(self.data if self.rows is None else self.rows)
 
     def id(self, index: int) -> str:
         """Unique name of a sample; all its draws in evaluation depend on it alone."""
-        return self.data.id(index)
+        return self.data.id(index if self.rows is None else self.rows[index])
 
     @abstractmethod
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
@@ -58,16 +45,29 @@ class Task(ABC):
         if len(outputs) != 1:
             return Prediction(id=sample.id, text=text, failed=True)
         found = self.found(outputs[0], sample)
-        segments = tuple(Segment(encode_rle(mask), label, score) for mask, label, score in found)
+        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), label, score) for mask, label, score in found)
         return Prediction(id=sample.id, text=text, segments=segments)
 
-    def found(self, output: ItemOutput, sample: Sample) -> Iterable[tuple[np.ndarray, int | str, float]]:
-        """Mask bool[H, W], label and score of each segment in the answer to the one `<SEG>`."""
-        raise NotImplementedError
+    def found(self, output: ItemOutput, sample: Sample) -> Iterable[tuple[Tensor, int | str, float]]:
+        """Mask bool[H, W], label and score of each segment in the answer to the one `<SEG>`; here the best mask."""
+        mask, score = best_mask(output)
+        return [(mask, "", score)]
 
     @abstractmethod
     def metric(self) -> Metric:
         """A fresh metric."""
+
+    def export(self, answered: submission.Answered, path: Path) -> None:
+        """Write predictions in the format that the benchmark itself takes."""
+        submission.masks(answered, path)
+
+    def category(self, label: int | str) -> str:
+        """How the label of a segment is called."""
+        return str(label)
+
+    def per_category(self, metric: Metric) -> dict[str, dict[str, float | None]]:
+        """The metric's figures by name of the class."""
+        return {self.category(label): figures for label, figures in metric.per_category().items()}
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """Scores that need no model, by the name of the trick; what a model must beat."""
@@ -77,11 +77,12 @@ class Task(ABC):
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         """Add one prediction to the metric. A failed one counts as nothing predicted."""
 
-    def wording(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A question and an answer: drawn in training, the first of each in evaluation."""
+    def turn(self, rng: np.random.Generator, start: str = "<image>\n", **words: str) -> Turn:
+        """A question and its answer, drawn in training, the first of each in evaluation; `words` fill their gaps."""
+        question, answer = self.questions[0], self.answers[0]
         if self.train:
-            return choose(self.questions, rng), choose(self.answers, rng)
-        return self.questions[0], self.answers[0]
+            question, answer = choose(self.questions, rng), choose(self.answers, rng)
+        return Turn(start + question.format(**words), answer.format(**words))
 
 
 def choose(options: Sequence[str], rng: np.random.Generator) -> str:

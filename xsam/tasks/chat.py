@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data import submission
 from ..data.conversations import Conversations
-from ..metrics.choice import ExactMatch
+from ..metrics.choice import ChoiceScore, normalize_answer
 from ..structures import ItemOutput, Prediction, Sample
 from .base import Task
 
@@ -15,15 +16,13 @@ class Chat(Task):
     """A LLaVA-style file of conversations. Evaluation asks the first question of each and compares the answer."""
 
     name = "chat"
-    generates = True
+    generates = may_be_empty = True
     data: Conversations
+    export = staticmethod(submission.texts)
 
     def __init__(self, *, data: Conversations, train: bool = False, max_new_tokens: int = 32) -> None:
         self.data, self.train, self.max_new_tokens = data, train, max_new_tokens
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.data.lengths
+        self.lengths = data.lengths
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]
@@ -33,8 +32,9 @@ class Chat(Task):
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
         return Prediction(id=sample.id, text=text, failed=not text)
 
-    def metric(self) -> ExactMatch:
-        return ExactMatch()
+    def metric(self) -> ChoiceScore:
+        return ChoiceScore()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        metric.update(prediction.text, sample.turns[0].answer)
+        said, expected = (normalize_answer(text) for text in (prediction.text, sample.turns[0].answer))
+        metric.update(("",), sample.id, said, expected)

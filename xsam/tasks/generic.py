@@ -3,19 +3,24 @@
 Open-vocabulary segmentation is this task with other rows. In stage 1 there is no text: the classes are a closed set.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from ..data.coco import Category, CocoInstances, ImageSegments, clean_name
-from ..data.masks import decode_rle, encode_rle, unpack
+from ..data import submission
+from ..data.coco import Category, CocoInstances, CocoPanoptic, ImageSegments, clean_name
+from ..data.label_maps import LabelMaps
+from ..data.masks import encode_rle, select, unpack
 from ..data.postprocess import instances, panoptic, semantic
 from ..data.records import read_mask
+from ..metrics.base import Metric
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU
-from ..structures import BadSample, ItemOutput, Prediction, Sample, SegmentMap, Turn, UserError
+from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn, UserError
 from .base import Task
 
 QUESTIONS = (
@@ -25,17 +30,6 @@ QUESTIONS = (
     "Divide the image into {categories}.",
 )
 ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
-
-
-class SegmentReader(Protocol):
-    """What this task needs of a dataset: `CocoPanoptic`, `CocoInstances`, `LabelMaps`."""
-
-    categories: list[Category]
-    metrics: tuple[str, ...]  # that its masks can be the truth of
-
-    def __len__(self) -> int: ...
-    def id(self, index: int) -> str: ...
-    def segments(self, index: int) -> ImageSegments: ...
 
 
 class GenericSegmentation(Task):
@@ -49,34 +43,31 @@ class GenericSegmentation(Task):
         partial: share of the training samples whose list leaves out some of the absent categories.
         max_categories: most names in a training sample's list, for long vocabularies; what the image shows always
             stays. 0 = all.
-        score: least class probability of a panoptic segment.
     """
 
     name = "generic"
-    data: SegmentReader
+    data: CocoPanoptic | CocoInstances | LabelMaps
 
     def __init__(
-        self, *, data: SegmentReader, instances: CocoInstances | None = None, metric: str = "",
-        closed_set: bool = False, train: bool = False, partial: float = 0.5, max_categories: int = 0,
-        score: float = 0.0, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
+        self, *, data: CocoPanoptic | CocoInstances | LabelMaps, instances: CocoInstances | None = None,
+        metric: str = "", closed_set: bool = False, train: bool = False, partial: float = 0.5, max_categories: int = 0,
+        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
     ) -> None:  # fmt: skip
         self.data, self.instances = data, instances
         self.kind, self.closed_set, self.train = metric or data.metrics[0], closed_set, train
-        self.partial, self.max_categories, self.threshold = partial, max_categories, score
+        self.partial, self.max_categories = partial, max_categories
         self.questions, self.answers = questions, answers
-        self.categories: list[Category] = data.categories
-        self._check()
-
-    def _check(self) -> None:
-        things = {category.id for category in self.categories if category.is_thing}
+        self.categories = data.categories
+        self.column: dict[int | str, int] = {category.id: i for i, category in enumerate(self.categories)}
+        self.things = {category.id for category in self.categories if category.is_thing}
         if self.kind not in self.data.metrics:
             reader = type(self.data).__name__
             raise UserError(f"metric={self.kind!r}: {reader} can be scored by {', '.join(self.data.metrics)} only")
-        if self.kind == "instance" and not things:
+        if self.kind == "instance" and not self.things:
             raise UserError("metric='instance': no category of this dataset is a thing")
         if self.kind == "semantic" and len(self.categories) > IGNORE:
             raise UserError(f"metric='semantic': {len(self.categories)} categories are more than {IGNORE}")
-        if self.instances is not None and (unasked := {c.id for c in self.instances.categories} - things):
+        if self.instances is not None and (unasked := {c.id for c in self.instances.categories} - self.things):
             raise UserError(f"{self.instances.path}: category {min(unasked)} is not a thing of `data`")
         if self.instances is not None and (strays := self.instances.strays):
             raise UserError(f"{self.instances.path}: {strays[0]} is on no image; as the truth it would be missed")
@@ -93,17 +84,12 @@ class GenericSegmentation(Task):
         turns: tuple[Turn, ...] = ()
         if not self.closed_set:
             categories = ", ".join(f"<p>{clean_name(category.name)}</p>" for category in listed)
-            question, answer = self.wording(rng)
-            turns = (Turn(f"<image>\n{question.format(categories=categories)}", answer),)
+            turns = (self.turn(rng, categories=categories),)
         return Sample(
-            id=shown.image_id,
-            image=shown.image,
-            turns=turns,
-            masks=_select(shown.masks, targets),
-            labels=np.array([column[id] for id in wanted], np.int64),
-            mask_segs=np.zeros(len(wanted), np.int64),
+            id=shown.image_id, image=shown.image, turns=turns, masks=select(shown.masks, targets),
+            labels=np.array([column[id] for id in wanted], np.int64), mask_segs=np.zeros(len(wanted), np.int64),
             truth=truth,
-        )
+        )  # fmt: skip
 
     def _listed(self, present: set[int], rng: np.random.Generator) -> list[Category]:
         """The categories in the order of the question: all, or in training those that are there and some others."""
@@ -117,27 +103,30 @@ class GenericSegmentation(Task):
         listed = [c for c in self.categories if c.id in present] + some
         return [listed[i] for i in rng.permutation(len(listed))]
 
-    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[np.ndarray, int | str, float]]:
-        found: Iterable[tuple[np.ndarray, int, float]]
-        if self.kind == "panoptic":
-            stuff = [i for i, category in enumerate(self.categories) if not category.is_thing]
-            painted, segments = panoptic(output, stuff=stuff, score=self.threshold)
-            ids = painted.cpu().numpy()
-            found = ((ids == id, column, score) for id, column, score in segments)
-        elif self.kind == "semantic":
-            labels = semantic(output).cpu().numpy()
-            found = ((labels == column, int(column), 1.0) for column in np.unique(labels))
-        else:
-            masks, columns, scores, _ = instances(output)
-            rows = zip(masks.cpu().numpy(), columns.tolist(), scores.tolist(), strict=True)
-            things = (row for row in rows if self.categories[row[1]].is_thing)
-            found = sorted(things, key=lambda row: -row[2])[:100]  # COCO's maxDets
+    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[Tensor, int | str, float]]:
+        found = segments(output, self.kind, [category.is_thing for category in self.categories])
+        if self.kind == "instance":
+            found = iter(sorted(found, key=lambda row: -row[2])[:100])  # COCO's maxDets
         return ((mask, self.categories[column].id, score) for mask, column, score in found)
 
     def metric(self) -> Any:
         if self.kind == "panoptic":
             return PanopticQuality({category.id: category.is_thing for category in self.categories})
         return SemanticIoU(len(self.categories)) if self.kind == "semantic" else InstanceAP()
+
+    def export(self, answered: submission.Answered, path: Path) -> None:
+        if self.kind == "semantic":
+            submission.labels(answered, path, self.column)
+        else:
+            (submission.panoptic if self.kind == "panoptic" else submission.instances)(answered, path)
+
+    def category(self, label: int | str) -> str:
+        return next(category.name for category in self.categories if category.id == label)
+
+    def per_category(self, metric: Metric) -> dict[str, dict[str, float | None]]:
+        if self.kind == "semantic":  # its labels are columns
+            return {self.categories[column].name: figures for column, figures in metric.per_category().items()}
+        return super().per_category(metric)
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         shown: ImageSegments = sample.truth["shown"]
@@ -146,49 +135,49 @@ class GenericSegmentation(Task):
             predicted = [{"category": p.label, "rle": p.segmentation, "score": p.score} for p in prediction.segments]
             metric.update(sample.id, ids.shape, sample.truth["instances"], predicted)
             return
-        painted = np.zeros(ids.shape, np.int32)
-        for number, segment in enumerate(prediction.segments, start=1):
-            painted[decode_rle(segment.segmentation)] = number
+        painted = submission.painted(prediction, sample)
         if self.kind == "panoptic":
             metric.update(
-                painted,
-                {number: segment.label for number, segment in enumerate(prediction.segments, start=1)},
-                ids + 1,
-                dict(enumerate(shown.category_ids, start=1)),
-                {number for number, crowd in enumerate(shown.crowd, start=1) if crowd},
-            )
+                painted, dict(enumerate((segment.label for segment in prediction.segments), start=1)),
+                ids + 1, dict(enumerate(shown.category_ids, start=1)), set(np.flatnonzero(shown.crowd) + 1),
+            )  # fmt: skip
             return
-        column: dict[int | str, int] = {category.id: i for i, category in enumerate(self.categories)}
-        true_column = np.array([*(column[id] for id in shown.category_ids), IGNORE])  # -1, nothing, is the last
-        found: np.ndarray = np.array([NOTHING, *(column[segment.label] for segment in prediction.segments)])
+        true_column = np.array([*(self.column[id] for id in shown.category_ids), IGNORE])  # -1, nothing, is the last
+        found = np.array([NOTHING, *(self.column[segment.label] for segment in prediction.segments)])
         metric.update(found[painted], true_column[ids])
 
     def _true_instances(self, shown: ImageSegments) -> list[dict[str, Any]]:
-        if self.instances is not None:
+        if self.instances is None:
+            areas = shown.areas or [None] * shown.masks.count
+            rows = list(zip(unpack(shown.masks), shown.category_ids, shown.crowd, areas, strict=True))
+        else:
             record, (height, width) = self.instances.of_image(shown.image_id), shown.masks.ids.shape[1:]
             if (record.height, record.width) != (height, width):
                 raise BadSample(f"{self.instances.path}: image {shown.image_id} is not {height} x {width}")
-            masks = [
-                read_mask(item.segmentation, height, width, f"annotation {item.id}", empty=True)
-                for item in record.annotations
-            ]
-            rows = [(item.category_id, item.is_crowd, item.area) for item in record.annotations]
-        else:
-            masks = list(unpack(shown.masks))
-            areas = shown.areas or [mask.sum() for mask in masks]
-            rows = list(zip(shown.category_ids, shown.crowd, areas, strict=True))
-        things = {category.id for category in self.categories if category.is_thing}
+            items = record.annotations
+            masks = [read_mask(i.segmentation, height, width, f"annotation {i.id}", empty=True) for i in items]
+            rows = [(mask, i.category_id, i.is_crowd, i.area) for mask, i in zip(masks, items, strict=True)]
         return [
             {"category": id, "rle": encode_rle(mask), "crowd": crowd, "area": area}
-            for mask, (id, crowd, area) in zip(masks, rows, strict=True)
-            if id in things
+            for mask, id, crowd, area in rows
+            if id in self.things
         ]
 
 
-def _select(masks: SegmentMap, chosen: np.ndarray) -> SegmentMap:
-    """Some of the masks, numbered anew."""
-    if len(chosen) == masks.count:
-        return masks
-    number = np.full(masks.count + 1, -1, np.int16)  # the last stands for -1, no mask
-    number[chosen] = np.arange(len(chosen))
-    return SegmentMap(number[masks.ids], len(chosen))
+def segments(
+    output: ItemOutput, kind: str, things: Sequence[bool], score: float = 0.0
+) -> Iterator[tuple[Tensor, int, float]]:
+    """Mask bool[H, W], column and score of each segment of one kind of answer.
+
+    things: of each column whether it is one. score: least class probability, which a semantic answer does not have.
+    """
+    stuff = [column for column, thing in enumerate(things) if not thing]
+    if kind == "semantic":
+        labels = semantic(output)
+        yield from ((labels == column, column, 1.0) for column in labels.unique().tolist())
+    elif kind == "instance":
+        masks, columns, scores, _ = instances(output, score=score, without=stuff)
+        yield from zip(masks, columns.tolist(), scores.tolist(), strict=True)
+    else:
+        ids, found = panoptic(output, stuff=stuff, score=score)
+        yield from ((ids == number, column, value) for number, column, value in found)

@@ -1,16 +1,19 @@
 """Grounded conversation generation: a caption that the model writes, with a mask for every phrase that it marks."""
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data import submission
 from ..data.gcg import GcgPairs, GrandF, GroundedCaption
 from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import best_mask
 from ..metrics.grounded_caption import GroundedCaptionScore
-from ..structures import ItemOutput, Prediction, Sample, Segment, Turn
+from ..structures import ItemOutput, Prediction, Sample, Segment
 from .base import Task
 
 QUESTIONS = (
@@ -31,9 +34,7 @@ class GroundedConversation(Task):
     """Captions with marked phrases; one `<SEG>` at the end asks for the masks of all of them.
 
     The candidates are the spans of the answer itself. In evaluation the model writes the answer in every protocol.
-
-    Args:
-        similarity: how `recall` compares phrases, a name of `metrics.grounded_caption.SIMILARITIES`; "" = no recall.
+    `similarity` is that of `GroundedCaptionScore`.
     """
 
     name = "grounded_conversation"
@@ -49,18 +50,13 @@ class GroundedConversation(Task):
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]
-        question, answer = self.wording(rng)
         masks = record.masks()
         truth = {"image_id": record.image_id, "caption": record.caption, "labels": record.labels}
         return Sample(
-            id=self.id(index),
-            image=record.image,
-            turns=(Turn(f"<image>\n{question}", answer.format(caption=marked(record))),),
-            masks=pack(masks),
-            labels=np.array(record.owners or range(len(masks)), np.int64),
-            mask_segs=np.zeros(len(masks), np.int64),
+            id=self.id(index), image=record.image, turns=(self.turn(rng, caption=marked(record)),), masks=pack(masks),
+            labels=np.array(record.owners or range(len(masks)), np.int64), mask_segs=np.zeros(len(masks), np.int64),
             truth={} if self.train else truth,
-        )
+        )  # fmt: skip
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
         parsed = parse(text)
@@ -68,27 +64,35 @@ class GroundedConversation(Task):
         if len(outputs) != 1 or not phrases or outputs[0].class_logits.shape[1] != len(phrases) + 1:
             return Prediction(id=sample.id, text=text, failed=True)
         found = (best_mask(outputs[0], column=column) for column in range(len(phrases)))
-        segments = (
-            Segment(encode_rle(mask.cpu().numpy()), phrase, score)
-            for phrase, (mask, score) in zip(phrases, found, strict=True)
-        )
-        return Prediction(id=sample.id, text=text, segments=tuple(segments))
+        rows = zip(phrases, found, strict=True)
+        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), phrase, score) for phrase, (mask, score) in rows)
+        return Prediction(id=sample.id, text=text, segments=segments)
 
     def metric(self) -> GroundedCaptionScore:
         return GroundedCaptionScore(similarity=self.similarity)
 
+    def export(self, answered: submission.Answered, path: Path) -> None:
+        """GLaMM's predictions: `{image_id: {"caption", "phrases", "pred_masks"}}`."""
+        answers = {sample.truth["image_id"]: _said(prediction) for prediction, sample in answered}
+        for answer in answers.values():
+            answer["pred_masks"] = answer.pop("masks")
+        path.write_text(json.dumps(answers))
+
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        parsed = None if prediction.failed else parse(prediction.text)
         metric.update(
-            sample.truth["image_id"],
-            sample.masks.ids.shape[1:],
-            caption=parsed[0] if parsed else "",
-            phrases=[str(segment.label) for segment in prediction.segments],
-            masks=[segment.segmentation for segment in prediction.segments],
-            true_captions=[sample.truth["caption"]],
-            true_phrases=sample.truth["labels"],
-            true_masks=[encode_rle(mask) for mask in unpack(sample.masks)],
-        )
+            sample.id, sample.masks.ids.shape[1:], **_said(prediction), true_captions=[sample.truth["caption"]],
+            true_phrases=sample.truth["labels"], true_masks=[encode_rle(mask) for mask in unpack(sample.masks)],
+        )  # fmt: skip
+
+
+def _said(prediction: Prediction) -> dict[str, Any]:
+    """Caption, phrases and masks of an answer."""
+    parsed = None if prediction.failed else parse(prediction.text)
+    return {
+        "caption": parsed[0] if parsed else "",
+        "phrases": [str(segment.label) for segment in prediction.segments],
+        "masks": [segment.segmentation for segment in prediction.segments],
+    }
 
 
 def marked(record: GroundedCaption) -> str:

@@ -14,7 +14,7 @@ from ..data.postprocess import instances
 from ..data.region_records import CocoVgd
 from ..data.regions import prompt_kinds
 from ..metrics.iou import ReferringIoU
-from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
 from .base import Task, choose, united
 
 QUESTIONS = (
@@ -48,19 +48,18 @@ class InteractiveSegmentation(Task):
     ) -> None:  # fmt: skip
         self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.questions, self.answers = questions, answers
-        rows: list[tuple[int, int]] = []  # a record that cannot be used stands there once
-        for i, record in () if train else data.usable():
+        if train:
+            return
+        rows: list[tuple[int, int]] = []  # record and instance; a record that cannot be used stands there once
+        for i, record in data.usable():
             rows += [(i, j) for j in record.having(*self.kinds)] if record else [(i, 0)]
-        self.rows = np.array(rows, np.int64).reshape(-1, 2)  # record and instance
-
-    def __len__(self) -> int:
-        return len(self.data) if self.train else len(self.rows)
+        self.rows = np.array(rows, np.int64).reshape(-1, 2)
 
     def id(self, index: int) -> str:
         if self.train:
             return self.data.id(index)
-        i, j = self.rows[index]
-        return f"{self.data.id(i)}-{j}"
+        record, instance = self.rows[index]
+        return f"{self.data.id(record)}-{instance}"
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         i, j = (index, -1) if self.train else self.rows[index]
@@ -72,18 +71,13 @@ class InteractiveSegmentation(Task):
             j = int(rng.choice(objects))
         target = record.instances[j]
         kind = choose([kind for kind in self.kinds if kind in target.prompts], rng)
-        question, answer = self.wording(rng)
         return Sample(
-            id=self.id(index),
-            image=record.image,
-            turns=(Turn(f"<image>\n{question.format(region='<p><region></p>')}", answer),),
-            masks=pack(record.mask(target)[None]),
-            labels=np.zeros(1, np.int64),
-            mask_segs=np.zeros(1, np.int64),
+            id=self.id(index), image=record.image, turns=(self.turn(rng, region="<p><region></p>"),),
+            masks=pack(record.mask(target)[None]), labels=np.zeros(1, np.int64), mask_segs=np.zeros(1, np.int64),
             regions=(Region(self.data.prompt(record, target, kind)),),
-        )
+        )  # fmt: skip
 
-    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
+    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[Tensor, int | str, float]]:
         """Of the masks with a score of 0.5 or the highest, the one with the highest score x `agreement`."""
         masks, _, scores, boxes = instances(output)
         kept = scores >= scores.max().clamp(max=0.5) if len(scores) else scores > 0
@@ -92,7 +86,7 @@ class InteractiveSegmentation(Task):
         masks, scores, boxes = masks[kept], scores[kept], boxes[kept]
         fit = agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.kinds[0])
         best = int((scores * fit).argmax())
-        return [(masks[best].cpu().numpy(), "", scores[best].item())]
+        return [(masks[best], "", scores[best].item())]
 
     def metric(self) -> InteractiveIoU:
         return InteractiveIoU()
@@ -116,10 +110,7 @@ def agreement(masks: Tensor, boxes: Tensor, prompt: np.ndarray, kind: str) -> Te
     For a mask the IoU; for a box the IoU of the boxes; for a point or scribble the share of it that a mask covers,
     where a pixel weighs as much as it is far from the edge of the stroke: the brush may be wider than the object.
 
-    Args:
-        masks: bool[n, H, W].
-        boxes: float[n, 4], of the masks.
-        prompt: bool[H, W].
+    masks: bool[n, H, W]. boxes: float[n, 4], of the masks. prompt: bool[H, W].
     """
     if kind == "box":
         own = boxes.new_tensor(mask_box(prompt))

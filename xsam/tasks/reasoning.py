@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..data.masks import pack
-from ..data.postprocess import best_mask
 from ..data.reasonseg import ReasonSeg
 from ..metrics.iou import ReferringIoU
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn, UserError
+from ..structures import BadSample, Prediction, Sample, Turn, UserError
 from .base import Task, choose, united
 
 SHORT = (
@@ -61,12 +60,6 @@ class ReasoningSegmentation(Task):
         except BadSample:
             return True
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def id(self, index: int) -> str:
-        return self.data.id(self.rows[index])
-
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[self.rows[index]]
         wordings = self.long if record.is_sentence else self.short
@@ -76,20 +69,12 @@ class ReasoningSegmentation(Task):
             if record.explanation and rng.random() < self.explained:
                 question, answer = f"{question} {choose(self.why, rng)}", f"{record.explanation} {answer}"
         labels = record.labels()
+        turn = Turn("<image>\n" + question.format(phrase=f"<p>{text}</p>"), answer)
         return Sample(
-            id=record.id,
-            image=record.image,
-            turns=(Turn("<image>\n" + question.format(phrase=f"<p>{text}</p>"), answer),),
-            masks=pack(labels[None] == 1),
-            labels=np.zeros(1, np.int64),
-            mask_segs=np.zeros(1, np.int64),
-            shared_candidates=True,
+            id=record.id, image=record.image, turns=(turn,), masks=pack(labels[None] == 1),
+            labels=np.zeros(1, np.int64), mask_segs=np.zeros(1, np.int64), shared_candidates=True,
             truth={"ignore": labels == 255},
-        )
-
-    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
-        mask, score = best_mask(output)
-        return [(mask.cpu().numpy(), "", score)]
+        )  # fmt: skip
 
     def metric(self) -> ReferringIoU:
         return ReferringIoU()

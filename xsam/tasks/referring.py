@@ -1,16 +1,17 @@
 """Referring segmentation: an expression, and what it means in the image: one object, several, or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..data.masks import pack
 from ..data.mixture import key
-from ..data.postprocess import above_background, best_mask
+from ..data.postprocess import above_background
 from ..data.refer import Expressions, ReferredImage
 from ..metrics.iou import ReferringIoUByKind
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn
+from ..structures import BadSample, ItemOutput, Prediction, Sample
 from .base import Task, choose, united
 
 QUESTIONS = (
@@ -45,11 +46,8 @@ class ReferringSegmentation(Task):
     ) -> None:  # fmt: skip
         self.data = data
         self.train, self.several, self.absent, self.max_turns = train, several, absent, max_turns
-        self.questions, self.answers = questions, answers
-        self.rows = np.zeros((0, 3), np.int64) if train else data.questions()
-
-    def __len__(self) -> int:
-        return len(self.data) if self.train else len(self.rows)
+        self.questions, self.answers, self.may_be_empty = questions, answers, several
+        self.rows = None if train else data.questions()
 
     def id(self, index: int) -> str:
         return self.data.id(index) if self.train else self.data.id(*self.rows[index].tolist())
@@ -64,23 +62,13 @@ class ReferringSegmentation(Task):
         else:
             image, asked, kind = self._asked(index)
             truth = {"kind": kind}
-        turns, masks, segs = [], [], []
-        for number, (phrase, meant) in enumerate(asked):
-            question, answer = self.wording(rng)
-            start = "" if number else "<image>\n"
-            turns.append(Turn(start + question.format(phrase=f"<p>{phrase}</p>"), answer))
-            masks.append(meant)
-            segs += [number] * len(meant)
+        turns = [self.turn(rng, "" if n else "<image>\n", phrase=f"<p>{p}</p>") for n, (p, _) in enumerate(asked)]
+        masks = [meant for _, meant in asked]
+        numbers = np.repeat(np.arange(len(asked)), [len(meant) for meant in masks])
         return Sample(
-            id=self.id(index),
-            image=image.image,
-            turns=tuple(turns),
-            masks=pack(np.concatenate(masks)),
-            labels=np.array(segs, np.int64),
-            mask_segs=np.array(segs, np.int64),
-            shared_candidates=True,
-            truth=truth,
-        )
+            id=self.id(index), image=image.image, turns=tuple(turns), masks=pack(np.concatenate(masks)),
+            labels=numbers, mask_segs=numbers, shared_candidates=True, truth=truth,
+        )  # fmt: skip
 
     def _asked(self, index: int) -> tuple[ReferredImage, list[tuple[str, np.ndarray]], str]:
         row, number, sentence = self.rows[index].tolist()
@@ -109,9 +97,11 @@ class ReferringSegmentation(Task):
         here = {sentence for expression in image.expressions for sentence in expression.sentences}
         return [] if other == index or phrase in here else [(phrase, image.masks(()))]
 
-    def found(self, output: ItemOutput, sample: Sample) -> list[tuple[np.ndarray, int | str, float]]:
-        mask, score = (above_background if self.several else best_mask)(output)
-        return [] if self.several and not mask.any() else [(mask.cpu().numpy(), "", score)]
+    def found(self, output: ItemOutput, sample: Sample) -> Iterable[tuple[Tensor, int | str, float]]:
+        if not self.several:
+            return super().found(output, sample)
+        mask, score = above_background(output)
+        return [(mask, "", score)] if mask.any() else []
 
     def metric(self) -> ReferringIoUByKind:
         return ReferringIoUByKind()

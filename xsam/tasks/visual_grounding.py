@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from ..data import submission
 from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import instances
 from ..data.region_records import CocoVgd, PromptedImage
 from ..data.regions import prompt_kinds
 from ..metrics.detection import InstanceAP
-from ..structures import BadSample, ItemOutput, Prediction, Region, Sample, Turn
+from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
 from .base import Task, choose
 
 QUESTIONS = (
@@ -41,6 +43,7 @@ class VisualGrounding(Task):
 
     name = "visual_grounding"
     data: CocoVgd
+    export = staticmethod(submission.instances)
 
     def __init__(
         self, *, data: CocoVgd, prompt: str = "", train: bool = False, cross: bool = False, absent: float = 0.0,
@@ -49,28 +52,20 @@ class VisualGrounding(Task):
         self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.cross, self.absent, self.negatives = cross, absent, negatives
         self.questions, self.answers = questions, answers
-        self.rows: list[int] = []  # records of the evaluation, with those that cannot be used
-        self.shown: dict[int, list[int]] = {}  # records that show a class
-        if not train:
-            self._list()
-
-    def _list(self) -> None:
+        self.shown: dict[int, list[int]] = {}  # records of the evaluation that show a class
+        if train:
+            return
+        self.rows = []  # with a class that can be asked for, and those that cannot be used
         classes: dict[int, set[int]] = {}
-        for i, record in self.data.usable():
+        for i, record in data.usable():
             classes[i] = set(_by_class(record, self.kinds)) if record else set()
             if classes[i] or record is None:
                 self.rows.append(i)
             for category in classes[i]:
                 self.shown.setdefault(category, []).append(i)
-        if self.cross:
+        if cross:
             alone = {category for category, records in self.shown.items() if len(records) == 1}
             self.rows = [i for i in self.rows if not classes[i] or classes[i] - alone]
-
-    def __len__(self) -> int:
-        return len(self.data) if self.train else len(self.rows)
-
-    def id(self, index: int) -> str:
-        return self.data.id(index if self.train else self.rows[index])
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         return self._training(index, rng) if self.train else self._evaluation(self.rows[index], rng)
@@ -97,11 +92,9 @@ class VisualGrounding(Task):
             members = {category: places for category, places in members.items() if len(self.shown[category]) > 1}
         extra = self._others(record, int(rng.random() < self.absent), rng)
         listed = sorted([*members, *extra])
+        abroad = listed if self.cross else extra
         regions = [
-            self._reference(category, index, rng)
-            if self.cross or category in extra
-            else self._region(record, members[category], rng)
-            for category in listed
+            self._reference(c, index, rng) if c in abroad else self._region(record, members[c], rng) for c in listed
         ]
         targets = sorted(place for places in members.values() for place in places)
         return self._sample(record, listed, targets, regions, rng, np.zeros(0, np.int64))
@@ -110,19 +103,15 @@ class VisualGrounding(Task):
         self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
         rng: np.random.Generator, slots: np.ndarray,
     ) -> Sample:  # fmt: skip
-        question, answer = self.wording(rng)
-        asked = question.format(regions=", ".join(["<p><region></p>"] * len(listed)))
+        turn = self.turn(rng, regions=", ".join(["<p><region></p>"] * len(listed)))
+        instances = [record.instances[place] for place in targets]
         return Sample(
-            id=record.image_id,
-            image=record.image,
-            turns=(Turn(f"<image>\n{asked}", answer),),
-            masks=pack(np.stack([record.mask(record.instances[place]) for place in targets])),
-            labels=np.array([listed.index(record.instances[place].category_id) for place in targets], np.int64),
-            mask_segs=np.zeros(len(targets), np.int64),
-            regions=tuple(regions),
-            slots=slots,
+            id=record.image_id, image=record.image, turns=(turn,),
+            masks=pack(np.stack([record.mask(instance) for instance in instances])),
+            labels=np.array([listed.index(instance.category_id) for instance in instances], np.int64),
+            mask_segs=np.zeros(len(targets), np.int64), regions=tuple(regions), slots=slots,
             truth={"categories": listed},
-        )
+        )  # fmt: skip
 
     def _others(self, record: PromptedImage, count: int, rng: np.random.Generator) -> list[int]:
         """Up to so many classes that the image does not have; in evaluation some record shows them."""
@@ -142,11 +131,11 @@ class VisualGrounding(Task):
         region = self._region(record, _by_class(record, self.kinds)[category], rng)
         return Region(region.mask, image=record.image)
 
-    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[np.ndarray, int | str, float]]:
+    def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[Tensor, int | str, float]]:
         masks, columns, scores, _ = instances(output)
         best = scores.argsort(descending=True)[:100]  # COCO's maxDets
         labels = [sample.truth["categories"][column] for column in columns[best].tolist()]
-        return zip(masks[best].cpu().numpy(), labels, scores[best].tolist(), strict=True)
+        return zip(masks[best], labels, scores[best].tolist(), strict=True)
 
     def metric(self) -> InstanceAP:
         return InstanceAP()

@@ -1,0 +1,190 @@
+"""From kept predictions to figures: scores with intervals, `results.json` and `results.md`, two runs side by side."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .. import __version__
+from ..data.mixture import key
+from ..metrics import bootstrap
+from ..metrics.base import Metric
+from ..structures import BadSample, Prediction, Sample, UserError
+from ..tasks.base import Task
+from . import predictions
+
+REPLICATES = "bootstrap.npz"  # beside the predictions: float[R] of every metric, and of which images
+
+
+def score(task: Task, indices: Sequence[int], folder: Path) -> dict[str, Any]:
+    """One entry of `results["benchmarks"]` from the predictions in `folder`.
+
+    Every sample is scored alone, for `scores.json` there (by which the gallery finds the worst); those of an image are
+    merged, and the images are drawn with replacement for the intervals.
+    """
+    answers = predictions.read(folder)
+    errors: dict[str, str] = {}
+    scores: dict[str, float | None] = {}
+    images: dict[int, Metric] = {}
+    whole: Metric = task.metric()
+    for prediction, sample in tqdm(_truths(task, indices, answers, errors), f"scoring {folder.name}", delay=2):
+        one: Metric = task.metric()
+        task.score(one, prediction, sample)
+        scores[prediction.id] = one.headline()
+        whole.merge(one)
+        images.setdefault(key("image", sample.image or sample.id), task.metric()).merge(one)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return {
+        "task": task.name,
+        "samples": len(indices),
+        "scored": len(scores),
+        "failed": sum(answers[task.id(index)].failed for index in indices),
+        "errors": errors,
+        "metrics": whole.compute(),
+        "ci95": _intervals(images, folder),
+        "categories": task.per_category(whole),
+        "baselines": task.baselines(indices),
+    }
+
+
+def export(task: Task, indices: Sequence[int], folder: Path, path: Path) -> None:
+    """Write the predictions in `folder` as the benchmark itself takes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    task.export(_truths(task, indices, predictions.read(folder), {}), path)
+
+
+def _truths(
+    task: Task, indices: Sequence[int], answers: Mapping[str, Prediction], errors: dict[str, str]
+) -> Iterator[tuple[Prediction, Sample]]:
+    """Predictions with their samples, as far as these can be read; what could not be read or asked goes to `errors`."""
+    for index in indices:
+        prediction = answers[task.id(index)]
+        if prediction.error:
+            errors[prediction.id] = prediction.error
+        try:
+            sample = task.sample(index, np.random.default_rng(key("evaluate", prediction.id)))
+        except BadSample as bad:
+            errors[prediction.id] = str(bad)
+            continue
+        yield prediction, sample
+
+
+def _intervals(images: Mapping[int, Metric], folder: Path) -> dict[str, list[float]]:
+    """95 % of each metric, in percent. The draws depend on the images alone, so that two runs have the same."""
+    names = sorted(images)
+    (folder / REPLICATES).unlink(missing_ok=True)
+    if len(names) < 2:
+        return {}
+    seed = key("bootstrap", *names)
+    drawn = type(images[names[0]]).resample([images[name] for name in names], bootstrap.draws(len(names), seed))
+    columns = {metric: np.array([row[metric] for row in drawn], float) for metric in drawn[0]}
+    np.savez(folder / REPLICATES, allow_pickle=False, images=np.array(seed), **columns)
+    found = {metric: bootstrap.interval(values) for metric, values in columns.items()}
+    return {metric: list(interval) for metric, interval in found.items() if interval}
+
+
+def write(
+    out: Path, rows: dict[str, Any], *, config_path: str, checkpoint: str, sha256: str, protocol: str, seconds: float
+) -> None:
+    """`out/results.json` and `out/results.md`."""
+    results = {
+        "schema": 1,
+        "config": config_path,
+        "checkpoint": {"path": checkpoint, "sha256": sha256},
+        "protocol": protocol,
+        "seed": 0,
+        "versions": {"xsam": __version__, "torch": torch.__version__, "transformers": version("transformers")},
+        "seconds": round(seconds, 1),
+        "benchmarks": rows,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    weights = f"Checkpoint {checkpoint} ({sha256[:12] or 'random weights'})"
+    head = f"{weights}, config {config_path}, protocol {protocol}. Percent; 95 %: bootstrap over images."
+    (out / "results.md").write_text("\n".join([head, "", *_table(rows), *_categories(rows)]) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """A `results.json`; UserError where there is none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no results; make them with `xsam evaluate --out {folder}`")
+    return json.loads(path.read_text())
+
+
+def _table(rows: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown: a line per metric; what a benchmark's blind baselines reach, and its failures, follow it."""
+    yield "| benchmark | metric | ours | 95 % | published | difference |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for name, row in rows.items():
+        if "error" in row:
+            yield f"| {name} | not run: {row['error']} | | | | |"
+            continue
+        for metric, value in row["metrics"].items():
+            known = row["published"].get(metric)
+            apart = None if None in (value, known) else value - known
+            cells = _cell(value), _span(row["ci95"].get(metric)), _cell(known), _cell(apart, "+")
+            yield f"| {name} | {metric} | {' | '.join(cells)} |"
+        for trick, scores in row["baselines"].items():
+            for metric in scores:
+                if metric.startswith(("cIoU", "mIoU")):
+                    yield f"| {name} | {metric}, {trick} (blind) | {_cell(scores[metric])} | | | |"
+        if row["failed"]:
+            yield f"| {name} | failed | {row['failed']} of {row['samples']} | | | |"
+
+
+def _categories(rows: Mapping[str, Any]) -> Iterator[str]:
+    """A folded table for every benchmark with classes."""
+    for name, row in rows.items():
+        if not row.get("categories"):
+            continue
+        metrics = list(dict.fromkeys(metric for values in row["categories"].values() for metric in values))
+        yield f"\n<details><summary>{name} by category</summary>\n"
+        yield f"| category | {' | '.join(metrics)} |"
+        yield f"|---|{'---:|' * len(metrics)}"
+        for label, values in row["categories"].items():
+            yield f"| {label} | {' | '.join(_cell(values.get(metric)) for metric in metrics)} |"
+        yield "\n</details>"
+
+
+def compare(first: Path, second: Path) -> str:
+    """Two runs side by side, in Markdown, with the interval of the difference on the images that they share.
+
+    Where they are the same images, both were drawn alike, and the difference is taken draw by draw. Raises UserError
+    where a folder holds no results.
+    """
+    runs = [read(folder)["benchmarks"] for folder in (first, second)]
+    lines = [f"| benchmark | metric | {first} | {second} | difference | 95 % |", "|---|---|---:|---:|---:|---:|"]
+    for name in dict.fromkeys([*runs[0], *runs[1]]):
+        metrics = [run.get(name, {}).get("metrics", {}) for run in runs]
+        drawn = [_replicates(folder, name) for folder in (first, second)]
+        same = "images" in drawn[0] and drawn[0]["images"] == drawn[1].get("images")
+        for metric in dict.fromkeys([*metrics[0], *metrics[1]]):
+            a, b = (found.get(metric) for found in metrics)
+            apart = None if None in (a, b) else b - a
+            both = [replicates[metric] for replicates in drawn if same and metric in replicates]
+            span = bootstrap.paired(*both) if len(both) == 2 else None
+            note = _span(span, "+") if same or apart is None else "other images"
+            lines.append(f"| {name} | {metric} | {_cell(a)} | {_cell(b)} | {_cell(apart, '+')} | {note} |")
+    return "\n".join(lines)
+
+
+def _replicates(folder: Path, name: str) -> dict[str, np.ndarray]:
+    path = folder / "predictions" / name / REPLICATES
+    if not path.is_file():
+        return {}
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "" if value is None or math.isnan(value) else f"{value:{sign}.1f}"
+
+
+def _span(interval: Sequence[float] | None, sign: str = "") -> str:
+    return "" if interval is None else f"{interval[0]:{sign}.1f} to {interval[1]:{sign}.1f}"

@@ -54,7 +54,7 @@ def stream(mixture: Mixture, *, ranks: int = 1, accumulation: int = 1, **options
     """Sample ids of each global batch in global order, put together from all ranks."""
     parts = [list(loader(mixture, rank=r, ranks=ranks, accumulation=accumulation, **options)) for r in range(ranks)]
     return [
-        [i for m in range(accumulation) for r in range(ranks) for i in parts[r][s][m].ids] for s in range(len(parts[0]))
+        [i for m in range(accumulation) for r in range(ranks) for i in parts[r][s][1][m].ids] for s in range(len(parts[0]))
     ]
 
 
@@ -232,7 +232,7 @@ def test_hundreds_of_targets_need_few_open_files():
             mixture, twenty_segs, seed=0, batch_size=16, accumulation=4, rank=0, world_size=1, start_step=0, steps=6,
             workers=1,
         )  # fmt: skip
-        assert [len(batch.items) for batches in part for batch in batches] == [80] * 24
+        assert [len(batch.items) for _, batches in part for batch in batches] == [80] * 24
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 

@@ -16,7 +16,7 @@ from xsam.api import load
 from xsam.cli import main
 from xsam.data.collate import collate
 from xsam.data.mixture import key
-from xsam.engine.evaluator import read_results
+from xsam.engine import results
 from xsam.models import lora
 
 STEPS = 3
@@ -145,7 +145,7 @@ def test_a_new_class_is_learnt_and_the_old_ones_are_kept(tmp_path):
             *rows,
         ]
         assert main(command) == 0
-        scores.append({name: row["metrics"] for name, row in read_results(out)["benchmarks"].items()})
+        scores.append({name: row["metrics"] for name, row in results.read(out)["benchmarks"].items()})
     before, after = scores
     assert before["own"]["AP"] < 5
     assert after["own"]["AP"] >= 0.7 * before["shapes_instance"]["AP"]

@@ -87,11 +87,11 @@ def samples(step: int, start: int, count: int) -> Batch:
 
 def loader(
     *, batch_size: int, accumulation: int, rank: int, world_size: int, start_step: int, steps: int, workers: int
-) -> Iterator[list[Batch]]:
+) -> Iterator[tuple[str, list[Batch]]]:
     assert batch_size == SAMPLES
     count = SAMPLES // world_size // accumulation
     for step in range(start_step, steps):
-        yield [samples(step, (micro * world_size + rank) * count, count) for micro in range(accumulation)]
+        yield "toy", [samples(step, (micro * world_size + rank) * count, count) for micro in range(accumulation)]
 
 
 def build() -> Toy:

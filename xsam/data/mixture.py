@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -109,10 +110,8 @@ class Mixture:
         return np.concatenate(owners)[shuffled], np.concatenate(batches)[shuffled]
 
     def draw(self, name: str, index: int, place: tuple[int, ...], encode: Encode) -> tuple[list[Encoded], list[str]]:
-        """One encoded sample, and why others were refused before it; no sample where `ATTEMPTS` in a row were.
-
-        A refused sample is replaced by another of its source. `place` in the stream seeds all its draws.
-        """
+        """One encoded sample, and why others of its source were refused before it; no sample where `ATTEMPTS` in a row
+        were. `place` in the stream seeds all its draws."""
         source = self.sources[name]
         reasons: list[str] = []
         for attempt in range(ATTEMPTS):
@@ -137,20 +136,18 @@ class _Steps(Dataset):
             split = f"{world_size} processes x {accumulation} micro-steps"
             raise UserError(f"stage.batch_size={batch_size} does not split over {split}")
         self.mixture, self.encode, self.seed, self.batch_size = mixture, encode, seed, batch_size
-        self.accumulation, self.rank, self.world_size, self.micro = accumulation, rank, world_size, micro
-        self.plan: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
+        self.rank, self.micro = rank, micro
+        self.own = np.arange(batch_size).reshape(accumulation, world_size, micro)[:, rank].ravel().tolist()
+        self.plan = lru_cache(maxsize=1)(mixture.epoch)
 
     def __getitem__(self, step: int) -> tuple[str, list[str], tuple[bytes, Tensor]]:
         """Source, why samples were refused, and the parcel of micro-batches, empty where one could not be filled."""
         epoch, position = divmod(step, self.mixture.steps_per_epoch(self.batch_size))
-        if self.plan[0] != epoch:
-            self.plan = (epoch, self.mixture.epoch(self.seed, epoch, self.batch_size))
-        owners, batches = self.plan[1]
+        owners, batches = self.plan(self.seed, epoch, self.batch_size)
         name = self.mixture.names[owners[position]]
-        own = np.arange(self.batch_size).reshape(self.accumulation, self.world_size, self.micro)[:, self.rank]
         rows: list[Encoded] = []
         reasons: list[str] = []
-        for row in own.ravel().tolist():
+        for row in self.own:
             place = (self.seed, step, row)
             encoded, refused = self.mixture.draw(name, int(batches[position, row]), place, self.encode)
             rows += encoded
@@ -162,15 +159,14 @@ class _Steps(Dataset):
 
 
 class Loader:
-    """This rank's micro-batches of every step from `start_step` up to `steps`.
+    """Source and this rank's micro-batches of every step from `start_step` up to `steps`.
 
     A sample that is refused was drawn in a worker, which sends the reason along with the step's batches. So it counts
     when its step is trained on, whatever was loaded ahead, and `total` makes the counts the same on every rank: all
     stop at the same step. Rank 0 logs them, and lists them in `refused`, from where a resumed run counts on.
 
-    Args:
-        total: sums counts over the ranks, key by key; every rank calls it at every step.
-        refused: file of JSON lines {"step", "source", "reason"}.
+    total: sums counts over the ranks, key by key; every rank calls it at every step. refused: file of JSON lines
+    {"step", "source", "reason"}.
     """
 
     def __init__(
@@ -190,14 +186,14 @@ class Loader:
     def __len__(self) -> int:
         return len(self.range)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[tuple[str, list[Batch]]]:
         for reason, count in self.total(self._earlier()).items():
             self.refused[kind(reason)] += int(count)
         for step, (name, reasons, micro_batches) in zip(self.range, self.loader, strict=True):
             refused = self.total(Counter(f"{name}: {reason}" for reason in reasons))
             self._note(step, refused)
             self._check(step, name, refused)
-            yield parcel.unpack(micro_batches)
+            yield name, parcel.unpack(micro_batches)
 
     def _earlier(self) -> Counter[str]:
         """What was refused before the first step, which rank 0 knows; lines of steps that are repeated are dropped."""

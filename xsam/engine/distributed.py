@@ -74,25 +74,26 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def gather(value: Any) -> list[Any]:
+    """The value of each rank, on all of them. Waits for no GPU."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def all_reduce_sum(values: Mapping[str, float]) -> dict[str, float]:
     """Sum over the processes, key by key; a rank need not have every key. Waits for no GPU."""
-    if world_size() == 1:
-        return dict(values)
-    gathered: list[dict[str, float]] = [{}] * world_size()
-    dist.all_gather_object(gathered, dict(values))
     total: dict[str, float] = {}
-    for part in gathered:
+    for part in gather(values):
         for key, value in part.items():
-            total[key] = total.get(key, 0.0) + value
+            total[key] = total.get(key, 0) + value
     return total
 
 
 def broadcast(value: Any) -> Any:
     """The value that rank 0 holds, on every rank."""
-    box = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(box, device=torch.device("cpu"))
-    return box[0]
+    return gather(value)[0]
 
 
 @contextmanager
@@ -106,9 +107,5 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    if world_size() > 1:
-        messages = [""] * world_size()
-        dist.all_gather_object(messages, message)
-        message = next(filter(None, messages), "")
-    if message:
-        raise UserError(message)
+    if messages := list(filter(None, gather(message))):
+        raise UserError(messages[0])

@@ -1,6 +1,6 @@
 """From a config's name to a trained run folder: build, load, train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from .. import config as configs
-from ..checkpoints.loading import load_model
-from ..data.mixture import Loader
+from ..checkpoints.loading import load_model, load_weights, read_weights
+from ..data.mixture import Loader, Mixture
+from ..data.prompt import Processor
 from ..structures import UserError
-from . import distributed
-from .stages import Stage
-from .trainer import train
+from . import distributed, guard
+from .stages import Stage, prepare
+from .trainer import Objective, Pictures, train
 
 
 def default_work_dir(config: str) -> Path:
@@ -30,8 +31,12 @@ def train_stage(
     init_from: Sequence[str],
     resume: bool,
     max_steps: int | None,
+    pictures: Callable[[Mixture, Processor], Pictures],
 ) -> None:
-    """Train the stage that a config describes. Raises UserError for what the user must change."""
+    """Train the stage that a config describes. Raises UserError for what the user must change.
+
+    `pictures` makes what draws predictions every `stage.picture_every` steps.
+    """
     config = configs.load(path, overrides)
     if init_from:
         config["stage"]["init_from"] = list(init_from)
@@ -45,9 +50,9 @@ def train_stage(
         criterion = configs.build(config["criterion"])
         torch.manual_seed(stage.seed)  # new parts start alike on every rank
         if stage.init_from and not resume:
-            dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
+            words = len(processor.tokenizer or ())
             model, report = load_model(
-                config["model"], stage.init_from, stage.new, dtype=dtype, vocabulary=len(processor.tokenizer or ())
+                config["model"], stage.init_from, stage.new, dtype=_dtype(stage), vocabulary=words
             )
             distributed.say(str(report))
         else:
@@ -59,8 +64,27 @@ def train_stage(
     train(
         model, criterion, loader, config, work_dir, steps_per_epoch=mixture.steps_per_epoch(stage.batch_size),
         resume=resume, max_steps=max_steps, tokenizer=processor.tokenizer,
+        pictures=pictures(mixture, processor) if stage.picture_every else None,
     )  # fmt: skip
     distributed.say(f"{work_dir}: trained" + (f"; next: xsam train {stage.next}" if stage.next else ""))
+
+
+def replay(path: str, overrides: Sequence[str], folder: Path) -> bool:
+    """Run a step again that the training of a config skipped, in one process; see `guard.replay`."""
+    config = configs.load(path, overrides)
+    stage = Stage.parse(config["stage"])
+    weights = folder.parent if folder.name.startswith("rank_") else folder
+    if "llm" in config["model"]:
+        _keep_vocabulary(config["model"]["llm"], weights)
+    model = configs.build(config["model"])
+    prepare(model, stage)
+    load_weights(model, {str(weights): read_weights(weights)}, dtype=_dtype(stage))
+    objective = Objective(model, configs.build(config["criterion"])).train()
+    return guard.replay(objective.to("cuda" if torch.cuda.is_available() else "cpu"), folder)
+
+
+def _dtype(stage: Stage) -> torch.dtype:
+    return torch.bfloat16 if stage.precision == "bf16" else torch.float32
 
 
 def _keep_vocabulary(llm: dict[str, Any], work_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """A training stage as data: what is frozen, what learns how fast, and for how long."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,6 +30,7 @@ class Stage:
     epochs: float = 1
     steps: int = 0  # optimizer steps; 0 = as many as `epochs` take
     batch_size: int = 64  # samples of one optimizer step, over all processes and micro-batches
+    lr_batch_size: int = 0  # the batch size that lr is given for; 0 = it is used as it stands
     micro_batch: int = 0  # samples of one process at a time; 0 = no accumulation
     precision: str = "fp32"  # or "bf16": bf16 weights and activations, fp32 master weights
     zero: int = 0  # ZeRO stage
@@ -40,6 +41,11 @@ class Stage:
     log_every: int = 10
     save_every: int = 2000
     keep: int = 2  # newest training states that stay on disk
+    keep_every: int = 0  # besides them, those whose step is a multiple of this stay; 0 = none
+    max_skipped: int = 5  # steps with a loss or gradient that is not finite; one more ends the run
+    stall_minutes: float = 8  # without a finished step, then the run ends; 0 = never. NCCL itself gives up after 10
+    picture_every: int = 0  # steps between pictures of predictions; 0 = none
+    peak_tflops: float = 0  # of one GPU at this precision, to log the share that is used; 0 = not known
     next: str = ""  # config of the stage that follows
 
     @classmethod
@@ -64,6 +70,8 @@ class Stage:
             raise UserError("config key stage.zero: bf16 and offload need ZeRO's fp32 weights; give 2 or 3")
         if stage.lora:
             Lora.parse(stage.lora)
+        if stage.lr_batch_size:  # AdamW's steps have the size of lr: noise is kept by a square root (arXiv 2205.10287)
+            stage = replace(stage, lr=stage.lr * (stage.batch_size / stage.lr_batch_size) ** 0.5)
         return stage
 
     def total_steps(self, steps_per_epoch: int) -> int:

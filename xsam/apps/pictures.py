@@ -1,0 +1,51 @@
+"""What the model sees in the same few samples while it learns: pictures for TensorBoard."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.collate import collate, uncollate
+from ..data.mixture import Mixture, key
+from ..data.postprocess import panoptic
+from ..data.prompt import Processor
+from ..structures import Encoded, ItemOutput
+from .preview import _masks, _phrases, _pieces
+from .visualize import draw_segments
+
+
+class Pictures:
+    """Truth and prediction side by side, for one sample with masks of each of the first eight sources that have any."""
+
+    def __init__(self, mixture: Mixture, processor: Processor) -> None:
+        indices = {name: key("pictures", name) % len(mixture.sources[name]) for name in mixture.names}
+        drawn = [(name, row) for name, i in indices.items() for row in mixture.draw(name, i, (0,), processor)[0]]
+        self.shown = dict([(f"pictures/{name}", row) for name, row in drawn if len(row.target_labels)][:8])
+        self.processor = processor
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, np.ndarray]:
+        """Images uint8[H, W, 3] by name. The questions and answers are given, as in training."""
+        if not self.shown:
+            return {}
+        rows = list(self.shown.values())
+        batch = collate(rows, 1).to(next(model.parameters()).device)
+        outputs = uncollate(model.eval()(batch), batch, rows)
+        model.train()
+        return {
+            name: self._picture(*pair) for name, pair in zip(self.shown, zip(rows, outputs, strict=True), strict=True)
+        }
+
+    def _picture(self, encoded: Encoded, outputs: list[ItemOutput]) -> np.ndarray:
+        names = _phrases(list(_pieces(encoded, self.processor))) if len(encoded.input_ids) else {}
+        labels = sorted(set(encoded.target_labels.tolist()))
+        true = [(mask, label, 1.0) for mask, label in zip(_masks(encoded, labels), labels, strict=True)]
+        found = []
+        for output in outputs:
+            ids, segments = panoptic(replace(output, image_size=encoded.seg_size), stuff=(), score=0.5)
+            found += [((ids == number).cpu().numpy(), label, score) for number, label, score in segments]
+        height, width = encoded.seg_size
+        frame = encoded.seg_pixel_values[:, :height, :width].transpose(1, 2, 0)
+        named = [[(mask, names.get(label, str(label)), score) for mask, label, score in side] for side in (true, found)]
+        return np.concatenate([np.asarray(draw_segments(frame, side)) for side in named], axis=1)

@@ -14,20 +14,18 @@ import torch
 
 from . import config as configs
 from .checkpoints.loading import load_model
-from .checkpoints.pretrained import fetch
+from .checkpoints.pretrained import RANDOM, fetch
 from .data.collate import collate, uncollate
 from .data.images import read_image
 from .data.masks import mask_box
 from .data.mixture import key
-from .data.postprocess import best_mask, instances, panoptic, semantic
+from .data.postprocess import best_mask
 from .data.prompt import Processor
 from .engine.distributed import say
 from .models import lora
 from .models.xsam import XSamModel
 from .structures import ItemOutput, Sample, Turn, UserError
 from .tasks import generic, referring
-
-RANDOM = "random"  # a checkpoint's name when random weights are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,13 @@ def load(
 ) -> tuple[XSamModel, Processor, dict[str, Any]]:
     """Build and load a model, its processor and its config. The model keeps the precision of the checkpoint.
 
+    Raises UserError where there is no config, no weights, or weights that do not fit the model or the tokenizer.
+
     Args:
         checkpoint: a run folder, another file of weights, or a hub name; "random" asks for random weights.
         config_path: the config to build; by default the one stored in the checkpoint's folder.
         overrides: `a.b=value` changes of the config.
         new: patterns of what may be missing in the checkpoint, and is random then.
-
-    Raises:
-        UserError: no config, no weights, or weights that do not fit the model or the tokenizer.
     """
     folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
     stored = folder / "config.json"
@@ -108,30 +105,17 @@ class XSam:
         self, image: str | Path, things: Sequence[str], stuff: Sequence[str] = (), kind: str = "panoptic",
         score: float = 0.5,
     ) -> Result:  # fmt: skip
-        """Every thing and all stuff of the named categories: "panoptic", "instance" or "semantic".
-
-        Args:
-            score: least class probability of what is returned.
-        """
+        """Every thing and all stuff of the named categories: "panoptic", "instance" or "semantic". `score` is the least
+        class probability of what is returned."""
         names = [*things, *stuff]
         question = generic.QUESTIONS[0].format(categories=", ".join(f"<p>{name}</p>" for name in names))
         (output,) = self._forced(image, question, generic.ANSWERS[0])
         known = output.class_logits.shape[1] - 1
         if known != len(names):
             raise UserError(f"the model knows a closed set of {known} classes, {len(names)} were named")
-        rows: list[tuple[np.ndarray, int, float]]
-        if kind == "semantic":
-            labels = semantic(output).cpu().numpy()
-            rows = [(labels == column, int(column), 1.0) for column in np.unique(labels)]
-        elif kind == "instance":
-            masks, columns, scores, _ = instances(output, score=score)
-            found = zip(masks.cpu().numpy(), columns.tolist(), scores.tolist(), strict=True)
-            rows = [row for row in found if row[1] < len(things)]
-        else:
-            ids, segments = panoptic(output, stuff=range(len(things), len(names)), score=score)
-            painted = ids.cpu().numpy()
-            rows = [(painted == number, column, confidence) for number, column, confidence in segments]
-        return Result(read_image(image), question, "", tuple(Found(m, names[c], s) for m, c, s in rows))
+        rows = generic.segments(output, kind, [True] * len(things) + [False] * len(stuff), score)
+        found = (Found(mask.cpu().numpy(), names[column], value) for mask, column, value in rows)
+        return Result(read_image(image), question, "", tuple(found))
 
     def refer(self, image: str | Path, phrase: str) -> Result:
         """The one thing an expression means."""

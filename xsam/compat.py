@@ -1,10 +1,9 @@
 """The only home of work-arounds for broken installs. On a healthy install importing this changes nothing.
 
 torchvision wheels on PyPI are CUDA builds; beside a CPU build of torch their compiled operators do not load and
-`import torchvision` raises `RuntimeError: operator torchvision::nms does not exist`. timm, peft and parts of
-transformers import torchvision at their top, so they fail with it. Declaring the two schemas that torchvision
-decorates while it is imported is enough for everything X-SAM uses; the operators themselves (nms, roi_pool) stay
-unavailable and X-SAM does not call them.
+`import torchvision` raises `RuntimeError: operator torchvision::nms does not exist`, in timm, peft and parts of
+transformers, too. Declaring the two schemas that torchvision decorates while it is imported is enough for everything
+X-SAM uses; the operators themselves (nms, roi_pool) stay unavailable and X-SAM does not call them.
 """
 
 import os

@@ -15,6 +15,7 @@ from xsam import config as configs
 from xsam.checkpoints.loading import LoadReport, load_model, load_weights, read_tensors, read_weights
 from xsam.checkpoints.released import to_official
 from xsam.engine import checkpoint, distributed
+from xsam.engine.stages import Stage
 from xsam.models.encoders import SamEncoder
 from xsam.models.mask_head import ClosedSetClassifier, ConditionClassifier
 from xsam.models.projector import Projector
@@ -253,7 +254,7 @@ def state_folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tupl
     engine.backward(engine(torch.ones(3, 4, dtype=torch.bfloat16 if zero > 1 else torch.float32)))
     engine.step()
     folder = tmp_path_factory.mktemp(f"zero{zero}")
-    checkpoint.save(engine, folder, 5, keep=1, state={})
+    checkpoint.save(engine, folder, 5, Stage(name="state", lr=0.1))
     checkpoint.export(torch_model.model, folder / "export", {})
     return folder, read_tensors(folder / "export")
 

@@ -333,6 +333,7 @@ def visual_prompts(world: World) -> Tape:
     return tape
 
 
+@torch.no_grad()
 def generated(world: World) -> Tape:
     """A caption whose phrases replace the span of the prompt, with every post-processing; one interactive region."""
     prompt = torch.tensor([[1, -200, 9, OPEN, -300, CLOSE, 7]])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import Result, XSam
-from ..data.coco import clean_name
+from ..data.coco import clean_name, segment_row
 from ..data.masks import encode_rle
 from ..structures import UserError
 from .sources import Row
@@ -59,12 +59,8 @@ def _coco(result: Result, name: str) -> dict[str, Any]:
     height, width = result.image.shape[:2]
     annotations = []
     for number, found in enumerate(result.found, start=1):
-        x0, y0, x1, y1 = found.box
-        annotations.append({
-            "id": number, "image_id": 1, "category_id": labels.index(found.label) + 1, "iscrowd": 0,
-            "segmentation": encode_rle(found.mask), "area": int(found.mask.sum()), "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": found.score,
-        })  # fmt: skip
+        row = segment_row(number, labels.index(found.label) + 1, found.mask)
+        annotations.append(row | {"image_id": 1, "segmentation": encode_rle(found.mask), "score": found.score})
     return {
         "images": [{"id": 1, "file_name": name, "height": height, "width": width}],
         "annotations": annotations,

@@ -20,24 +20,15 @@ from ..data.mixture import key
 from ..data.prompt import PLACEHOLDERS, Processor
 from ..structures import IGNORE_INDEX, BadSample, Encoded, Sample, SegmentMap, UserError
 from ..tasks.base import Task
+from . import page
 from .sources import Row, read
 from .visualize import SIDE, Color, color, draw_segments
 
 GROUP = 4  # samples that are collated together, as a mixture's contrast group is
 GREY: Color = (205, 205, 205)  # of a phrase without a mask
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }}
-article {{ border-top: 1px solid #bbb; padding: 1em 0 }} h3, p {{ margin: .3em 0 }}
-figure {{ display: inline-block; margin: .3em 1em .3em 0 }} img {{ max-width: 520px }}
-figcaption, .small {{ color: #666; font-size: 13px; overflow-wrap: anywhere }}
-mark {{ color: #000; border-radius: 3px; padding: 0 2px }} .said {{ background: #f0f3f6 }}
-.text {{ white-space: pre-wrap; overflow-wrap: anywhere }} .bad {{ color: #a00 }}
-</style><h1>{title}</h1>
-<p>Pictures are what the segmentation encoder gets, without the padding. The text is decoded from the tokens; what the
-model has to say is shaded. Numbers count the phrases and the masks that are asked for; a phrase has the colour of its
-masks, or grey if it has none. Dots are where the feature of a region is taken.</p>
-{body}</html>
-"""
+INTRO = """Pictures are what the segmentation encoder gets, without the padding. The text is decoded from the tokens;
+what the model has to say is shaded. Numbers count the phrases and the masks that are asked for; a phrase has the colour
+of its masks, or grey if it has none. Dots are where the feature of a region is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +71,8 @@ def preview(target: str, out: Path, overrides: Sequence[str] = (), *, images: st
             for place, card in enumerate(_group(name, task, chosen[start : start + GROUP], processor)):
                 stem = f"{number:02}-{start + place:04}"
                 body.append(card if isinstance(card, str) else _card(card, processor, out, stem))
-    page = out / "index.html"
-    page.write_text(PAGE.format(title=escape(f"Preview of {target}"), body="\n".join(body)), encoding="utf-8")
-    return page
+    page.write(out / "index.html", f"Preview of {target}", INTRO, "\n".join(body))
+    return out / "index.html"
 
 
 def _group(name: str, task: Task, indices: Sequence[int], processor: Processor) -> Iterator[Seen | str]:
@@ -118,17 +108,16 @@ def _card(seen: Seen, processor: Processor, out: Path, stem: str) -> str:
     colors = {label: color(rank) for rank, label in enumerate(labels)}
     pieces = list(_pieces(encoded, processor))
     names = _phrases(pieces)
-    masks = _masks(encoded, labels)
-    segments = [(mask, names.get(label, f"class {label}"), 1.0) for mask, label in zip(masks, labels, strict=True)]
+    masks = zip(_masks(encoded, labels), labels, strict=True)
+    segments = [(mask, names.get(label, f"class {label}"), 1.0) for mask, label in masks]
     figures = ""
     others = sorted({image for _, image in seen.prompts} - {seen.own})
     for image in [seen.own, *others] if seen.own >= 0 else others:
         path, frame = seen.images[image]
-        own = image == seen.own
-        picture = draw_segments(frame, segments if own else [])
+        picture = draw_segments(frame, segments if image == seen.own else [])
         _dots(picture, seen, image, colors)
         picture.save(out / f"{stem}-{image}.png")
-        caption = escape(path if own else f"regions that are drawn on {path}")
+        caption = escape(path if image == seen.own else f"regions that are drawn on {path}")
         figures += f'<figure><img src="{stem}-{image}.png" alt=""><figcaption>{caption}</figcaption></figure>'
     facts = [f"{len(encoded.input_ids):,} text tokens", f"{len(encoded.target_labels)} masks"]
     facts.append(f"image {encoded.image_size}, in the frame {encoded.seg_size}" if seen.own >= 0 else "no image")

@@ -1,6 +1,5 @@
 """What `xsam data` works on: a dataset of the catalog, the rows of a config, or a file of one's own."""
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +86,8 @@ def _file_node(path: Path, images: str) -> dict[str, Any]:
     task, data = "generic.GenericSegmentation", {"annotations": str(path), "images": images}
     if path.suffix == ".jsonl":
         task, data["type"] = "referring.ReferringSegmentation", "xsam.data.jsonl.JsonLines"
-    elif _is_panoptic(path):
+    elif b'"segments_info"' in path.read_bytes():
         data |= {"type": "xsam.data.coco.CocoPanoptic", "segments": str(path.with_suffix(""))}
     else:
         data["type"] = "xsam.data.coco.CocoInstances"
     return {"type": f"xsam.tasks.{task}", "data": data, "train": True}
-
-
-def _is_panoptic(path: Path) -> bool:
-    if not path.stat().st_size:
-        return False  # nothing to map
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'"segments_info"') >= 0

@@ -5,11 +5,10 @@ until it is complete.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from ..data.prompt import load_tokenizer
 from ..models import lora
 from ..structures import UserError
 from .hub import publish
-from .loading import EMBEDDING, build_model, our_names, read_tensors
+from .loading import EMBEDDING, build_model, from_official, read_tensors
 from .pretrained import fetch
-from .released import PARTS, canonical, is_official, to_official
+from .released import PARTS, is_official, to_official
 
 UNUSED = "unused.safetensors"  # official tensors that no module of ours has, beside the weights
 SHARD = "5GB"  # largest weight file of a folder, as the Hugging Face hub likes it
@@ -46,9 +45,8 @@ def convert(
         config: what shapes cannot say; by default the one stored in `source`, else the shipped one of the file's stage.
         tokenizer: folder or hub name; by default the one stored in `source`.
 
-    Raises:
-        UserError: an unreadable source, an unknown tensor, a tokenizer of another size, a target that exists or cannot
-            be written.
+    Raises UserError: an unreadable source, an unknown tensor, a tokenizer of another size, a target that exists or
+    cannot be written.
     """
     source, target = fetch(source), Path(target)
     _check_target(source, target, to, overwrite)
@@ -95,12 +93,9 @@ def _read(source: Path) -> tuple[Tensors, Tensors]:
     """The tensors of our modules under our names, and the rest under official ones; each with memory of its own."""
     found = read_tensors(source)
     if is_official(found):
-        names = our_names(source, found)
-        tensors = {ours: found[name] for name, ours in names.items() if ours is not None}
-        unused = {canonical(name): found[name] for name, ours in names.items() if ours is None}
+        tensors, unused = from_official(source, found)
     else:
-        tensors = found
-        unused = read_tensors(source / UNUSED) if (source / UNUSED).is_file() else {}
+        tensors, unused = found, read_tensors(source / UNUSED) if (source / UNUSED).is_file() else {}
     if unknown := [name for name in tensors if name.split(".")[0] not in PARTS]:
         raise UserError(f"{source}: {unknown[0]} (of {len(unknown)}) is no tensor of X-SAM; give an X-SAM checkpoint")
     return _apart(tensors), _apart(unused)
@@ -166,19 +161,18 @@ def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A path beside the target that takes the target's place at the end; after an error nothing is left of it."""
-    partial = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
-    old = partial.with_name(f"{partial.name}.old")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if target.exists():
-            target.replace(old)
-        partial.replace(target)
+        with TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as room:
+            partial, old = Path(room, "new"), Path(room, "old")
+            try:
+                yield partial
+                if target.exists():
+                    target.replace(old)
+                partial.replace(target)
+            finally:
+                if old.exists() and not target.exists():
+                    old.replace(target)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk, by torch and safetensors
         reason = str(error).splitlines()[0]
         raise UserError(f"{target}: cannot be written, nothing was changed ({reason}); is there room?") from None
-    finally:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        for path in (partial, old):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,7 +20,8 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -57,13 +58,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.is_dir():
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
-    if path.is_dir():
-        return _plain_names(_read_state(path))
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a weight file or a folder that holds one")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    return _plain_names(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+    return _plain_names(_read_state(path) if path.is_dir() else _read_file(path))
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:
@@ -78,16 +77,19 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         return {f"{TIMM}{architecture}.{name}": tensor for name, tensor in tensors.items()}
     if base := base_names(tensors):
         tensors = {official: tensors[name] for name, official in base.items()}
-    elif not is_official(tensors):
-        return tensors
-    return {ours: tensors[name] for name, ours in our_names(source, tensors).items() if ours}
+    return from_official(source, tensors)[0] if is_official(tensors) else tensors
 
 
-def our_names(source: str | Path, names: Collection[str]) -> dict[str, str | None]:
-    """`released.translate`; raises UserError if both official branches name the same tensor."""
-    if len(set(map(canonical, names))) < len(names):
+def from_official(source: str | Path, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of our modules under our names, and the rest under those of the official archive branch.
+
+    Raises UserError if both official branches name the same tensor.
+    """
+    if len(set(map(canonical, tensors))) < len(tensors):
         raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
-    return translate(names)
+    names = translate(tensors)
+    unused = {canonical(name): tensors[name] for name, ours in names.items() if ours is None}
+    return {ours: tensors[name] for name, ours in names.items() if ours is not None}, unused
 
 
 def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,13 +110,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _readable(path), safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> dict[str, Tensor]:
     with _readable(path):
+        if path.suffix == ".safetensors":
+            return dict(sorted(load_file(path).items()))
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     for wrapper in ("state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -138,17 +137,15 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
         known = ", ".join((*FOLDER_FILES, "DeepSpeed's *_model_states.pt"))
         raise UserError(f"{folder}: no weights in this folder; expected one of {known}")
     whole = folder / "mp_rank_00_model_states.pt"
-    tensors = _read_pickle(whole) if whole.is_file() else {}
+    tensors = _read_file(whole) if whole.is_file() else {}
     if tensors and not any(folder.glob("*_optim_states.pt")):
         return tensors
     for file in sorted(folder.glob("*.pt")):
         with _readable(file):
-            foreign = set(get_unsafe_globals_in_checkpoint(file)) - INERT
+            foreign = ", ".join(sorted(set(get_unsafe_globals_in_checkpoint(file)) - INERT))
         if foreign:
-            raise UserError(
-                f"{file}: holds {', '.join(sorted(foreign))}, which could run code; nothing was executed; "
-                "if you trust it, merge the folder by DeepSpeed's zero_to_fp32.py and give the result"
-            )
+            trusted = "if you trust it, merge the folder by DeepSpeed's zero_to_fp32.py and give the result"
+            raise UserError(f"{file}: holds {foreign}, which could run code; nothing was executed; {trusted}")
     prepare_deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -212,8 +209,7 @@ def load_model(
             extended to it; X-SAM's own must have it.
         adapters: what a run with LoRA has beside its base weights.
 
-    Raises:
-        UserError: as `load_weights`; or the tokenizer is another than that of the weights.
+    Raises UserError as `load_weights`, and where the tokenizer is another than that of the weights.
     """
     weights = {str(source): read_weights(source) for source in sources}
     holders = [name for name, tensors in weights.items() if EMBEDDING in tensors and not _asked(EMBEDDING, new)]
@@ -230,10 +226,8 @@ def load_model(
     report = load_weights(built, weights, new, dtype)
     report.notes = notes
     if rows and vocabulary and rows != vocabulary:
-        raise UserError(
-            f"{holders[-1]}: has {rows} token embeddings, the tokenizer {vocabulary} tokens with X-SAM's three; "
-            "give the tokenizer that it was trained with as processor.tokenizer"
-        )
+        has = f"has {rows} token embeddings, the tokenizer {vocabulary} tokens with X-SAM's three"
+        raise UserError(f"{holders[-1]}: {has}; give the tokenizer that it was trained with as processor.tokenizer")
     return built, report
 
 
@@ -267,9 +261,8 @@ def load_weights(
         new: fnmatch patterns of tensors or modules that start at random, whatever the sources hold.
         dtype: precision of the model; by default the one that its tensors are stored in, the widest if they differ.
 
-    Raises:
-        UserError: no source has a tensor of the model, a part of the model does not know a name, a shape
-            differs, or a pattern matches nothing. The model is as it was.
+    Raises UserError, and leaves the model as it was, where no source has a tensor of the model, a part of the model
+    does not know a name, a shape differs, or a pattern matches nothing.
     """
     state = model.state_dict(keep_vars=True)
     report = LoadReport(total=Counter(map(_part, state)))
@@ -301,7 +294,8 @@ def load_weights(
     if problems:
         remedy = "correct the config, or name in `new` what shall start at random"
         raise UserError(f"{', '.join(sources) or 'no weights given'}: {'; '.join(problems)}; {remedy}")
-    _adopt(model, found, dtype or _widest(found.values()))
+    precisions = {tensor.dtype for tensor in found.values() if tensor.is_floating_point()} or {torch.float32}
+    _adopt(model, found, dtype or reduce(torch.promote_types, precisions))
     report.loaded = Counter(map(_part, set(state) - set(missing)))
     return report
 
@@ -310,18 +304,13 @@ def _adopt(model: nn.Module, found: Tensors, dtype: torch.dtype) -> None:
     """Put tensors in the place of the model's, without a copy where the precision is right."""
     model.to(dtype)
     state = model.state_dict(keep_vars=True)
-    owners: dict[int, Tensor] = {}
+    owners: dict[int, Tensor] = {}  # by the tensor that they replace: what was tied stays one
     for name, tensor in found.items():
         old = state[name]
-        if id(old) not in owners:
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            owners[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        owners[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     adopted = {name: owners[id(old)] for name, old in state.items() if id(old) in owners}
     model.load_state_dict(adopted, strict=False, assign=True)
-
-
-def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
-    return reduce(torch.promote_types, {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32})
 
 
 def _part(name: str) -> str:
@@ -362,17 +351,12 @@ def _looks_like(weights: Tensors) -> str:
 
 def _placed(weights: Tensors, model: nn.Module) -> dict[str, Tensor]:
     """A source of timm's under the names of the encoders of its architecture; another as it is."""
-    first = next(iter(weights), "")
-    if not first.startswith(TIMM):
-        return dict(weights)
-    architecture = first.split(".")[1]
-    own = {name.split(".", 2)[2]: tensor for name, tensor in weights.items()}
-    placed = {
-        f"{part}.{name}": tensor
-        for part, encoder in model.named_children()
-        if isinstance(encoder, TimmEncoder) and encoder.name.split(".")[0] == architecture
-        for name, tensor in encoder.pretrained(own).items()
-    }
+    placed: dict[str, Tensor] = {}
+    for part, encoder in model.named_children():
+        if isinstance(encoder, TimmEncoder):
+            prefix = f"{TIMM}{encoder.name.split('.')[0]}."
+            if own := {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}:
+                placed |= {f"{part}.{name}": tensor for name, tensor in encoder.pretrained(own).items()}
     return placed or dict(weights)
 
 
@@ -391,28 +375,21 @@ def _fitted(weights: Tensors, model: nn.Module, state: Tensors) -> dict[str, Ten
     other = {name: tensor for name, tensor in weights.items() if name in state and tensor.shape != state[name].shape}
     fitted = {}
     if "seg_encoder.pos_embed" in other and all(n in weights for n in state if n.startswith("seg_encoder.")):
-        resized = resize_positions(weights, cast(SamEncoder, model.get_submodule("seg_encoder")), "seg_encoder.")
-        fitted = {name: tensor for name, tensor in resized.items() if tensor is not weights[name]}
+        fitted = resize_positions(weights, cast(SamEncoder, model.get_submodule("seg_encoder")), "seg_encoder.")
     if (name := "vision_encoder.embeddings.position_embedding.weight") in other:
         fitted[name] = resize_grid(other[name], len(state[name]))
-    if _is_language_model(weights):
-        fitted |= {name: _resize_rows(other[name], len(state[name])) for name in (EMBEDDING, HEAD) if name in other}
+    for name in [n for n in (EMBEDDING, HEAD) if n in other and _is_language_model(weights)]:
+        table, rows = other[name], len(state[name])
+        mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)  # for every row that is missing
+        fitted[name] = torch.cat([table[:rows], mean.expand(max(0, rows - len(table)), -1)])
     return fitted
 
 
-def _resize_rows(table: Tensor, rows: int) -> Tensor:
-    """The first rows of a vocabulary's table, and the mean of all for each one more."""
-    mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
-    return torch.cat([table[:rows], mean.expand(max(0, rows - len(table)), -1)])
-
-
-def _misfits(source: str, weights: Tensors, state: Tensors) -> list[str]:
+def _misfits(source: str, weights: Tensors, state: Tensors) -> Iterator[str]:
     """What of a source does not fit: one clause for unknown names, and one for other shapes."""
-    unknown = [name for name in weights if name not in state]
-    shapes = [
-        f"{name} is {list(tensor.shape)} in {source}, {list(state[name].shape)} in the model"
-        for name, tensor in weights.items()
-        if name in state and tensor.shape != state[name].shape
-    ]
-    clauses = [f"the model has no {_some(unknown)} of {source}"] if unknown else []
-    return [*clauses, _some(shapes)] if shapes else clauses
+    if unknown := [name for name in weights if name not in state]:
+        yield f"the model has no {_some(unknown)} of {source}"
+    other = [name for name in weights if name in state and weights[name].shape != state[name].shape]
+    shapes = {name: (list(weights[name].shape), list(state[name].shape)) for name in other}
+    if shapes:
+        yield _some([f"{name} is {stored} in {source}, {own} in the model" for name, (stored, own) in shapes.items()])

@@ -14,6 +14,7 @@ BASES = (
     ("embeddings.patch_embedding.weight", "", "visual_encoder.vision_model."),  # SigLIP's vision tower alone
     ("model.embed_tokens.weight", "", "llm."),  # a causal language model
 )
+RANDOM = "random"  # a checkpoint's name when random weights are wanted
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 TIMM = "timm."  # with an architecture, the prefix of timm's tensors until an encoder of the model takes them
 

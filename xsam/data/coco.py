@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,10 @@ import numpy as np
 
 from ..structures import BadSample, SegmentMap, UserError
 from .images import image_size
-from .index import bad_row, take, take_text
-from .masks import from_label_map, pack, read_panoptic_png
+from .index import take, take_text
+from .masks import from_label_map, mask_box, pack, read_panoptic_png
 from .records import AnnotatedImages, by_id, read_json, read_mask, require_folder, take_flag, take_id, take_size
 
-IMAGE_KEYS = ("id", "file_name", "height", "width")  # what is kept of each object in the file
-SEGMENT_KEYS = ("id", "category_id", "area", "iscrowd")
-INSTANCE_KEYS = (*SEGMENT_KEYS, "segmentation")
 STRAY = "annotation number"  # sample id of an instance without an image
 
 
@@ -49,6 +46,7 @@ class CocoRecord:
     height: int
     width: int
     annotations: tuple[Annotation, ...]
+    file_name: str  # of the image, as the file has it
     png: str = ""  # path of the panoptic segments
 
 
@@ -86,10 +84,10 @@ class _CocoFile(AnnotatedImages):
     """What both kinds of COCO's files have in common."""
 
     _key: str  # of the annotations in a row
+    _folder: Path | None = None  # of panoptic PNGs
 
-    def __init__(self, annotations: str | Path, images: str | Path, segments: str | Path = "") -> None:
+    def __init__(self, annotations: str | Path, images: str | Path) -> None:
         super().__init__(annotations, images)
-        self._folder = require_folder(segments) if segments else None  # of panoptic PNGs
         self.categories = [Category(*values) for values in self._classes]
         self._known = {category.id for category in self.categories}
 
@@ -97,24 +95,24 @@ class _CocoFile(AnnotatedImages):
         content = read_coco(self.path, "images", "annotations", "categories")
         categories = check_categories(self.path, content["categories"])
         found = list(self._named_rows(content))
-        if found and not any("id" in row for _, row in found):
+        if found and all(isinstance(row, BadSample) for _, row in found):
             raise UserError(f"{self.path}: none of its {len(found)} records can be used, the last: {found[-1][1]}")
         yield from (row for _, row in found)
-        yield {"categories": categories, "ids": [name for name, _ in found]}
+        yield {"categories": [astuple(category) for category in categories], "ids": [name for name, _ in found]}
 
-    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> CocoRecord:
-        row, what = self._stored(index), f"{self.path}: image {self.id(index)}"
+        name = self.id(index)
+        row, what = self._index[index], f"{self.path}: image {name}"
         height, width = take_size(row, what)
-        image = str(self.images / take(row, "file_name", str, what))
-        items = take(row, self._key, list, what)
-        annotations = tuple(self._annotation(item, height * width, what) for item in items)
+        file_name = take(row, "file_name", str, what)
+        annotations = tuple(self._annotation(item, height * width, what) for item in take(row, self._key, list, what))
         if len({annotation.id for annotation in annotations}) < len(annotations):
             raise BadSample(f"{what}: an annotation id stands there twice")
         png = str(self._folder / take(row, "png", str, what)) if self._folder else ""
-        return CocoRecord(image, self.id(index), height, width, annotations, png)
+        return CocoRecord(str(self.images / file_name), name, height, width, annotations, file_name, png)
 
     def _annotation(self, item: Any, pixels: int, what: str) -> Annotation:
         number = take(item, "id", int, what)
@@ -134,9 +132,9 @@ def _segments(record: CocoRecord, masks: SegmentMap, areas: tuple[float, ...] = 
     return ImageSegments(record.image, record.image_id, masks, category_ids, crowd, areas)
 
 
-def check_categories(path: str | Path, rows: list[Any]) -> list[tuple[int, str, bool]]:
-    """Id, name, and whether it is a thing, of each row; UserError where one cannot be asked for in a prompt."""
-    found: dict[int, tuple[int, str, bool]] = {}
+def check_categories(path: str | Path, rows: list[Any]) -> list[Category]:
+    """The categories of a file; UserError where one cannot be asked for in a prompt."""
+    found: dict[int, Category] = {}
     for number, row in enumerate(rows):
         what = f"{path}: category number {number}"
         try:
@@ -145,50 +143,37 @@ def check_categories(path: str | Path, rows: list[Any]) -> list[tuple[int, str, 
                 raise BadSample(f"{what}: 'name' is {name!r}")
             if id in found:
                 raise BadSample(f"{path}: has more than one category {id}")
-            found[id] = id, name, take_flag(row, "isthing", 1, what)
+            found[id] = Category(id, name, take_flag(row, "isthing", 1, what))
         except BadSample as bad:
             raise UserError(f"{bad}; fetch or write the file anew") from None
     return list(found.values())
 
 
-def _only(record: Any, keys: tuple[str, ...]) -> Any:
-    return {key: record[key] for key in keys if key in record} if isinstance(record, dict) else record
-
-
 class CocoPanoptic(_CocoFile):
-    """A panoptic JSON file with its folder of PNGs: one record per annotated image, in the order of the file.
-
-    Raises UserError when the file or a folder is missing, or the file is not of this kind; taking a record raises
-    BadSample with the image and what is wrong.
-    """
+    """A panoptic JSON file with its folder of PNGs: one record per annotated image, in the order of the file."""
 
     metrics: tuple[str, ...] = ("panoptic", "instance", "semantic")  # that it can be the truth of
     _key = "segments_info"
 
     def __init__(self, annotations: str | Path, segments: str | Path, images: str | Path) -> None:
-        super().__init__(annotations, images, segments)
+        super().__init__(annotations, images)
+        self._folder = require_folder(segments)
 
-    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         images, annotations = by_id(content["images"]), content["annotations"]
         counts = Counter(str(take_id(annotation, "image_id")) for annotation in annotations)
         for number, annotation in enumerate(annotations):
             image_id, name = take_id(annotation, "image_id"), f"annotation number {number}"
             if image_id not in images:
-                yield name, bad_row(f"{self.path}: {name}: image {image_id!r} is not once among the images")
+                yield name, BadSample(f"{self.path}: {name}: image {image_id!r} is not once among the images")
             elif counts[str(image_id)] > 1:
-                yield name, bad_row(f"{self.path}: {name}: image {image_id} has more than one annotation")
+                yield name, BadSample(f"{self.path}: {name}: image {image_id} has more than one annotation")
             else:
-                segments = annotation.get("segments_info")
-                if isinstance(segments, list):
-                    segments = [_only(segment, SEGMENT_KEYS) for segment in segments]
-                row = {"png": annotation.get("file_name"), "segments_info": segments}
-                yield str(image_id), _only(images[image_id], IMAGE_KEYS) | row
+                row = {"png": annotation.get("file_name"), "segments_info": annotation.get("segments_info")}
+                yield str(image_id), images[image_id] | row
 
     def segments(self, index: int) -> ImageSegments:
-        """The image with its masks, none of which overlap.
-
-        Raises BadSample for a PNG that cannot be read, has another size than its image, or other ids than the file.
-        """
+        """The image with its masks, none of which overlap. Raises BadSample also where its PNG does not fit."""
         record = self[index]
         ids = read_panoptic_png(record.png)
         if ids.shape != (record.height, record.width):
@@ -202,37 +187,28 @@ class CocoPanoptic(_CocoFile):
 
 
 class CocoInstances(_CocoFile):
-    """An instances JSON file: one record per image, those without instances too, in the order of the file.
-
-    Raises UserError when the file or the folder is missing, or the file is not of this kind; taking a record raises
-    BadSample with the image and what is wrong.
-    """
+    """An instances JSON file: one record per image, those without instances too, in the order of the file."""
 
     metrics: tuple[str, ...] = ("instance",)
     _key = "annotations"
 
-    def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        super().__init__(annotations, images)
-        self._order = np.argsort(self._ids)
-
-    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        images = by_id(content["images"])
-        of_image: dict[Any, list[Any]] = {image_id: [] for image_id in images}
-        strays = []
+    def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        shown: dict[Any, list[Any]] = {image_id: [] for image_id in by_id(content["images"])}
+        strays = []  # objects that no sample would ever show are reported, not dropped
         for number, annotation in enumerate(content["annotations"]):
-            image_id = take_id(annotation, "image_id")
-            if image_id in images:
-                of_image[image_id].append(_only(annotation, INSTANCE_KEYS))
+            image_id, name = take_id(annotation, "image_id"), f"{STRAY} {number}"
+            if image_id in shown:
+                shown[image_id].append(annotation)
             else:
-                strays.append((f"{STRAY} {number}", image_id))
+                problem = f"{self.path}: {name}: image {image_id!r} is not once among the images"
+                strays.append((name, BadSample(problem)))
         for number, image in enumerate(content["images"]):
             image_id, name = take_id(image, "id"), f"image number {number}"
-            if image_id in images:
-                yield str(image_id), _only(image, IMAGE_KEYS) | {"annotations": of_image[image_id]}
+            if image_id in shown:
+                yield str(image_id), image | {"annotations": shown[image_id]}
             else:
-                yield name, bad_row(f"{self.path}: {name}: its id {image_id!r} is missing, or not the only one")
-        for name, image_id in strays:  # objects that no sample would ever show are reported, not dropped
-            yield name, bad_row(f"{self.path}: {name}: image {image_id!r} is not once among the images")
+                yield name, BadSample(f"{self.path}: {name}: its id {image_id!r} is missing, or not the only one")
+        yield from strays
 
     @property
     def strays(self) -> list[str]:
@@ -241,22 +217,28 @@ class CocoInstances(_CocoFile):
 
     def of_image(self, image_id: str) -> CocoRecord:
         """The record of an image. Raises BadSample when the file does not have it."""
-        place = int(np.searchsorted(self._ids, image_id, sorter=self._order))
-        if place == len(self) or self.id(self._order[place]) != image_id:
+        places = np.flatnonzero(self._ids == image_id)
+        if not len(places):
             raise BadSample(f"{self.path}: has no image {image_id}")
-        return self[int(self._order[place])]
+        return self[int(places[0])]
 
     def segments(self, index: int) -> ImageSegments:
-        """The image with its masks, which may overlap. Raises BadSample as above, also for a mask without a pixel."""
+        """The image with its masks, which may overlap. Raises BadSample also for a mask without a pixel."""
         record = self[index]
         height, width = image_size(record.image)
         if (height, width) != (record.height, record.width):
             raise BadSample(f"{record.image}: is {height, width}, {self.path} says {(record.height, record.width)}")
-        masks = np.zeros((len(record.annotations), height, width), bool)
-        for mask, item in zip(masks, record.annotations, strict=True):
-            what = f"{self.path}: image {record.image_id}, annotation {item.id}"
-            mask[:] = read_mask(item.segmentation, height, width, what)
-        return _segments(record, pack(masks), tuple(item.area for item in record.annotations))
+        what = f"{self.path}: image {record.image_id}, annotation"
+        masks = [read_mask(item.segmentation, height, width, f"{what} {item.id}") for item in record.annotations]
+        areas = tuple(item.area for item in record.annotations)
+        return _segments(record, pack(np.array(masks, bool).reshape(-1, height, width)), areas)
+
+
+def segment_row(id: int, category_id: int, mask: np.ndarray) -> dict[str, Any]:
+    """What a file of COCO's layout says of a mask bool[H, W]; the box is x, y, width, height."""
+    x0, y0, x1, y1 = mask_box(mask)
+    box, area = [x0, y0, x1 - x0, y1 - y0], int(mask.sum())
+    return {"id": id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": 0}
 
 
 def distinct(labels: np.ndarray) -> list[int]:

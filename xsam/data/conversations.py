@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, Turn
-from .index import SURROGATE, TAGS, bad_row, stream_json_list, take, unique
+from .index import SURROGATE, TAGS, stream_json_list, take, unique
 from .records import Records
 
 IMAGE = "<image>"
@@ -24,14 +24,10 @@ class Conversation:
 
 
 class Conversations(Records):
-    """A sequence of conversations, in the order of the file.
-
-    Raises UserError when the file or the folder is missing or it is not a list of conversations; asking for a
-    malformed record raises BadSample with its id and what is wrong.
-    """
+    """A sequence of conversations, in the order of the file."""
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        super().__init__([annotations], images, "conversations 1", lambda: _rows(annotations))
+        super().__init__([Path(annotations)], images, "conversations 1", lambda: _rows(annotations))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -41,38 +37,35 @@ class Conversations(Records):
     def __getitem__(self, index: int) -> Conversation:
         record = self._index[index]
         what = f"conversation {record['id']}"
-        turns = _turns(record["conversations"], what)
-        if not turns:
+        pairs = _pairs(record["conversations"], what)
+        if not pairs:
             raise BadSample(f"{what}: no question with an answer")
-        shown = [IMAGE in turn.question for turn in turns]
-        if record["image"] is None and any(shown):
+        shown = [number for number, (question, _) in enumerate(pairs) if IMAGE in question]
+        if shown and record["image"] is None:
             raise BadSample(f"{what}: shows an image but names none")
-        questions = [_plain(turn.question.replace(IMAGE, "")) for turn in turns]
-        image = ""
-        if record["image"] is not None:
-            image = str(self._images / take(record, "image", str, what))
-            first = shown.index(True) if any(shown) else 0
-            questions[first] = f"{IMAGE}\n{questions[first]}"
-        pairs = (Turn(question, _plain(turn.answer)) for question, turn in zip(questions, turns, strict=True))
-        return Conversation(record["id"], image, tuple(pairs))
+        turns = [Turn(_plain(question.replace(IMAGE, "")), _plain(answer)) for question, answer in pairs]
+        if record["image"] is None:
+            return Conversation(record["id"], "", tuple(turns))
+        first = min(shown, default=0)
+        turns[first] = Turn(f"{IMAGE}\n{turns[first].question}", turns[first].answer)
+        return Conversation(record["id"], str(self.images / take(record, "image", str, what)), tuple(turns))
 
 
-def _rows(annotations: str | Path) -> Iterator[dict[str, Any]]:
+def _rows(annotations: str | Path) -> Iterator[Any]:
     seen: set[str] = set()
     for number, record in enumerate(stream_json_list(annotations)):
+        what = f"record {number}"
         try:
-            messages = take(record, "conversations", list, f"record {number}")
-        except BadSample as error:
-            yield bad_row(str(error))
-            continue
-        name = unique(str(record.get("id", f"record {number}")), number, seen)
-        yield {"id": name, "image": record.get("image") or None, "conversations": messages}
+            messages = take(record, "conversations", list, what)
+            name = unique(str(record.get("id", what)), number, seen)
+            yield {"id": name, "image": record.get("image") or None, "conversations": messages}
+        except BadSample as bad:
+            yield bad
 
 
-def _turns(messages: list[Any], what: str) -> list[Turn]:
+def _pairs(messages: list[Any], what: str) -> list[tuple[str, str]]:
     """Each question with the answer after it; an answer without a question is left out, as LLaVA does."""
-    turns: list[Turn] = []
-    question = ""
+    pairs, question = [], ""
     for message in messages:
         speaker, text = take(message, "from", str, what), take(message, "value", str, what)
         if speaker not in ("human", "gpt"):
@@ -82,9 +75,9 @@ def _turns(messages: list[Any], what: str) -> list[Turn]:
         if speaker == "human":
             question = text
         elif question:
-            turns.append(Turn(question, text))
+            pairs.append((question, text))
             question = ""
-    return turns
+    return pairs
 
 
 def _plain(text: str) -> str:

@@ -33,8 +33,7 @@ class GroundedCaption:
     owners: tuple[int, ...] = ()  # span of each segmentation
 
     def masks(self) -> np.ndarray:
-        """bool[N, H, W]. Raises BadSample for an empty or malformed mask, and for an image that cannot be read where
-        the file does not give its size."""
+        """bool[N, H, W]. Raises BadSample for an empty or malformed mask, and for an image that has to be read."""
         size = (self.height, self.width) if self.height else image_size(self.image)
         rows = enumerate(self.segmentations)
         return np.stack([read_mask(item, *size, f"image {self.image_id}, mask {number}") for number, item in rows])
@@ -44,7 +43,7 @@ class _Captions(Records):
     def __getitem__(self, index: int) -> GroundedCaption:
         row = self._index[index]
         return GroundedCaption(
-            image=str(self._images / row["image"]), image_id=row["id"], height=row["size"][0], width=row["size"][1],
+            image=str(self.images / row["image"]), image_id=row["id"], height=row["size"][0], width=row["size"][1],
             caption=row["caption"], segmentations=tuple(row["segmentations"]), labels=tuple(row["labels"]),
             spans=tuple((begin, end) for begin, end in row.get("spans", ())), owners=tuple(row.get("owners", ())),
         )  # fmt: skip
@@ -57,16 +56,13 @@ class GrandF(_Captions):
     if it stands there, else at its next whole-word occurrence; a phrase that the caption does not contain is left out.
     Masks of one place are kept together. Of two places that overlap the one that begins first is kept, of two that
     begin together the longer. A caption of the flickr file without annotations is no record.
-
-    Raises UserError for a missing or foreign file; asking for a record that cannot be used raises BadSample.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path, layout: str) -> None:
         if layout not in _LAYOUTS:
             raise UserError(f"layout={layout!r} is unknown; GranD-f has {', '.join(_LAYOUTS)}")
-        source, row = _LAYOUTS[layout]
-        path = Path(annotations)
-        super().__init__([path], images, f"grandf {layout} 1", lambda: usable(source(path), row))
+        path, row = Path(annotations), _LAYOUTS[layout]
+        super().__init__([path], images, f"grandf {layout} 1", lambda: usable(_records(path, layout), row))
 
     def id(self, index: int) -> str:
         """Number of the record: a file may have several captions of an image."""
@@ -77,47 +73,39 @@ class GcgPairs(_Captions):
     """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image.
 
     The files do not say where a label stands in the caption. The image is the `file_name` of the mask file, which
-    where there is none is the id with `.jpg`. Raises as `GrandF` does.
+    where there is none is the id with `.jpg`.
     """
 
     def __init__(self, masks: str | Path, captions: str | Path, images: str | Path) -> None:
         files = Path(masks), Path(captions)
-        super().__init__(files, images, "gcg pairs 1", lambda: usable(_written(*files), _pair))
-
-
-# ---------------------------------------------------------------- rows of the training files
+        super().__init__(files, images, "gcg pairs 1", lambda: usable(_by_image(*files), _pair))
 
 
 def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> dict[str, Any]:
     """The row of a caption; `file` is the key of its image. Raises BadSample when nothing of it is grounded."""
     caption = _caption(record, what)
-    spans, owners, segmentations = _place(caption, groundings)
-    if not spans:
-        raise BadSample(f"{what}: no phrase with a mask stands in the caption")
-    labels = [caption[slice(*spans[owner])] for owner in owners]
-    image = take(record, file, str, what)
-    about = {"id": Path(image).stem, "image": image, "size": _size(record, what), "caption": caption}
-    return about | {"segmentations": segmentations, "labels": labels, "spans": spans, "owners": owners}
-
-
-def _caption(record: Any, what: str) -> str:
-    take_text(record, "caption", what)
-    return record["caption"]  # not stripped: places are counted from its start
-
-
-def _place(caption: str, groundings: Iterable[Grounding]) -> tuple[list[tuple[int, int]], list[int], list[Any]]:
-    """Spans that do not overlap, and of each segmentation the span and itself, ordered by span."""
     found: dict[tuple[int, int], list[Any]] = {}
     for phrase, begin, segmentations in groundings:
         span = _find(caption, phrase.strip(), begin)
         if span and segmentations:
             found.setdefault(span, []).extend(segmentations)
+    if not found:
+        raise BadSample(f"{what}: no phrase with a mask stands in the caption")
     spans: list[tuple[int, int]] = []
     for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
         if not spans or begin >= spans[-1][1]:
             spans.append((begin, end))
-    pairs = [(owner, item) for owner, span in enumerate(spans) for item in found[span]]
-    return spans, [owner for owner, _ in pairs], [item for _, item in pairs]
+    owners = [owner for owner, span in enumerate(spans) for _ in found[span]]
+    image = take(record, file, str, what)
+    about = {"id": Path(image).stem, "image": image, "size": _size(record, what), "caption": caption}
+    labels = [caption[slice(*spans[owner])] for owner in owners]
+    segmentations = [item for span in spans for item in found[span]]
+    return about | {"labels": labels, "segmentations": segmentations, "spans": spans, "owners": owners}
+
+
+def _caption(record: Any, what: str) -> str:
+    take_text(record, "caption", what)
+    return record["caption"]  # not stripped: places are counted from its start
 
 
 def _find(caption: str, phrase: str, begin: int) -> tuple[int, int] | None:
@@ -169,22 +157,14 @@ def _flickr(record: tuple[Any, list[Any]], what: str) -> dict[str, Any]:
     return _row(image, "file_name", what, groundings)
 
 
-def _listed(path: Path) -> Iterator[tuple[str, Any]]:
+_LAYOUTS: dict[str, Callable[..., dict[str, Any]]] = {"grandf": _grandf, "refcocog": _refcocog, "flickr": _flickr}
+
+
+def _records(path: Path, layout: str) -> Iterator[tuple[str, Any]]:
+    """The records of a training file with their names in messages."""
+    if layout == "flickr":
+        return ((what, record) for what, record in _by_image(path) if record[1])
     return ((f"{path.name}, record {number}", record) for number, record in enumerate(stream_json_list(path)))
-
-
-def _shown(path: Path) -> Iterator[tuple[str, Any]]:
-    content = read_coco(path, "images", "annotations")
-    groups = _by_image(path, content["images"], content["annotations"])
-    rows = ((image, groups[image["id"]]) for image in content["images"])
-    return ((f"{path.name}, image {image['id']}", (image, found)) for image, found in rows if found)
-
-
-_LAYOUTS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], Callable[[Any, str], dict[str, Any]]]] = {
-    "grandf": (_listed, _grandf),
-    "refcocog": (_listed, _refcocog),
-    "flickr": (_shown, _flickr),
-}
 
 
 def _interval(value: Any, what: str) -> tuple[int, int]:
@@ -192,17 +172,6 @@ def _interval(value: Any, what: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(type(place) is int for place in value):
         raise BadSample(f"{what}: the place of a phrase is {str(value)[:40]}, not two whole numbers")
     return value[0], value[1]
-
-
-# ---------------------------------------------------------------- val and test
-
-
-def _written(masks: Path, captions: Path) -> Iterator[tuple[str, Any]]:
-    content, written = read_coco(masks, "images", "annotations"), read_coco(captions, "annotations")
-    drawn = _by_image(masks, content["images"], content["annotations"])
-    said = _by_image(captions, content["images"], written["annotations"])
-    for image in content["images"]:
-        yield f"{masks.name}, image {image['id']}", (image, drawn[image["id"]], said[image["id"]])
 
 
 def _pair(record: tuple[dict[str, Any], list[Any], list[Any]], what: str) -> dict[str, Any]:
@@ -215,22 +184,27 @@ def _pair(record: tuple[dict[str, Any], list[Any], list[Any]], what: str) -> dic
     file = take({"file_name": f"{image['id']}.jpg"} | image, "file_name", str, what)
     segmentations = [take(annotation, "segmentation", (list, dict), what) for annotation in annotations]
     about = {"id": image["id"], "image": file, "size": _size(image, what), "caption": _caption(captions[0], what)}
-    return about | {"segmentations": segmentations, "labels": labels}
+    return about | {"labels": labels, "segmentations": segmentations}
 
 
-def _by_image(path: Path, images: list[Any], annotations: list[Any]) -> dict[int | str, list[Any]]:
-    """Annotations by the id of their image. Raises UserError for ids that are missing, repeated or unknown."""
-    groups: dict[int | str, list[Any]] = {}
+def _by_image(*paths: Path) -> Iterator[tuple[str, Any]]:
+    """Each image of the first file with its annotations in every file, and its name in messages. Raises UserError for
+    ids that are missing, repeated or unknown."""
+    contents = [read_coco(paths[0], "images", "annotations"), *(read_coco(path, "annotations") for path in paths[1:])]
+    groups: dict[int | str, tuple[Any, ...]] = {}
     try:
-        for number, image in enumerate(images):
-            if (name := take(image, "id", (int, str), f"image {number}")) in groups:
-                raise BadSample(f"image {number}: its id {name} is repeated")
-            groups[name] = []
-        for number, annotation in enumerate(annotations):
-            owner = take(annotation, "image_id", (int, str), f"annotation {number}")
-            if owner not in groups:
-                raise BadSample(f"annotation {number}: image {owner} is not among the images")
-            groups[owner].append(annotation)
+        for number, image in enumerate(contents[0]["images"]):
+            what = f"{paths[0]}: image {number}"
+            if (name := take(image, "id", (int, str), what)) in groups:
+                raise BadSample(f"{what}: its id {name} is repeated")
+            groups[name] = image, *([] for _ in paths)
+        for place, content in enumerate(contents):
+            for number, annotation in enumerate(content["annotations"]):
+                what = f"{paths[place]}: annotation {number}"
+                owner = take(annotation, "image_id", (int, str), what)
+                if owner not in groups:
+                    raise BadSample(f"{what}: image {owner} is not among the images")
+                groups[owner][1 + place].append(annotation)
     except BadSample as bad:
-        raise UserError(f"{path}: {bad}; fetch the file anew") from None
-    return groups
+        raise UserError(f"{bad}; fetch the file anew") from None
+    return ((f"{paths[0].name}, image {name}", group) for name, group in groups.items())

@@ -16,22 +16,18 @@ NAMES = Path(__file__).parent / "names"
 
 
 def read_names(names: str | Path) -> list[Category]:
-    """Categories 0, 1, .. of a text file with one name per line, `*` before a thing.
-
-    Args:
-        names: a list of `xsam/data/names` (such as "ade20k"), or a path that ends in `.txt`. UserError where there is
-            none, or a line is no name.
-    """
+    """Categories 0, 1, .. of a text file with one name per line, `*` before a thing: a list of `xsam/data/names` (such
+    as "ade20k"), or a path that ends in `.txt`. Raises UserError where there is none, or a line is no name."""
     path = Path(names) if str(names).endswith(".txt") else NAMES / f"{names}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         shipped = ", ".join(sorted(file.stem for file in NAMES.glob("*.txt")))
         raise UserError(f"{path}: no list of class names; give a .txt file or one of {shipped}") from None
-    rows = [{"id": i, "name": line.lstrip("*"), "isthing": line.startswith("*")} for i, line in enumerate(lines)]
-    if not rows:
+    if not lines:
         raise UserError(f"{path}: names no class; give one name per line")
-    return [Category(*values) for values in check_categories(path, rows)]
+    rows = [{"id": i, "name": line.lstrip("*"), "isthing": line.startswith("*")} for i, line in enumerate(lines)]
+    return check_categories(path, rows)
 
 
 class LabelMaps:
@@ -41,14 +37,10 @@ class LabelMaps:
     maps have one channel, grey or palette.
 
     Args:
-        images, labels: the folders.
         names: the classes, see `read_names`.
         first: pixel value of the first class.
         ignore: pixel value of what belongs to no class and does not count.
         split: text file with one NAME per line; "" = all that the folders hold.
-
-    Raises UserError when a folder or the split is missing or empty; taking a record raises BadSample with the file and
-    what is wrong.
     """
 
     metrics: tuple[str, ...] = ("semantic",)  # that it can be the truth of
@@ -75,7 +67,7 @@ class LabelMaps:
         return str(self._names[index])
 
     def segments(self, index: int) -> ImageSegments:
-        """The image with one mask for each class that it shows. Raises BadSample for a value that is no class."""
+        """The image with one mask for each class that it shows."""
         name = self.id(index)
         path = self.labels / (name + self.label_suffix)
         values, last = read_values(path), self.first + len(self.categories) - 1
@@ -89,10 +81,8 @@ class LabelMaps:
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    """The pixels of an image with one channel, int32[H, W]; of a palette its numbers, not its colours.
-
-    Raises BadSample when the file is missing, damaged, or has several channels.
-    """
+    """The pixels of an image with one channel, int32[H, W]; of a palette its numbers, not its colours. Raises BadSample
+    when the file is missing, damaged, or has several channels."""
     try:
         with Image.open(path) as image:
             mode, pixels = image.mode, np.asarray(image)
@@ -105,7 +95,7 @@ def read_values(path: str | Path) -> np.ndarray:
 
 def _lines(path: str | Path) -> set[str]:
     try:
-        return {line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()}
+        return {line.strip() for line in Path(path).read_text("utf-8").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a list of images ({error}); {REMEDY}") from None
 

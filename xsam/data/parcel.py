@@ -25,7 +25,10 @@ def pack(value: Any) -> tuple[bytes, Tensor]:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)
-    packed = _empty(pickler.size)
+    if get_worker_info() is None:
+        packed = torch.empty(pickler.size, dtype=torch.uint8)
+    else:  # shared from the start, as in torch's own collate: a copy less
+        packed = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(pickler.size, 1)))
     for tensor, place in pickler.tensors.values():
         _view(packed, place).copy_(tensor)
     return file.getvalue(), packed
@@ -60,13 +63,6 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Place) -> Tensor:
         return _view(self.packed, pid)
-
-
-def _empty(size: int) -> Tensor:
-    """uint8[size] or a byte more; a worker's is shared from the start, as in torch's own collate: a copy less."""
-    if get_worker_info() is None:
-        return torch.empty(size, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(size, 1)))
 
 
 def _view(packed: Tensor, place: Place) -> Tensor:

@@ -15,10 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..structures import BadSample, UserError
-from .coco import Category, CocoPanoptic, distinct
+from .coco import Category, CocoPanoptic, distinct, segment_row
 from .images import read_image
 from .label_maps import read_names, read_values
-from .masks import encode_rle, mask_box, read_panoptic_png, write_panoptic_png
+from .masks import encode_rle, read_panoptic_png, write_panoptic_png
 from .records import require_folder
 
 ADE_SPLITS = {"training": "train", "validation": "val"}
@@ -29,40 +29,46 @@ VOID = 255
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
+@contextmanager
+def _no_damage() -> Iterator[None]:
+    """A record that cannot be used ends a conversion: its result would lack it."""
+    try:
+        yield
+    except BadSample as bad:
+        raise UserError(f"{bad}; fetch it anew") from None
+
+
+@_no_damage()
 def ade20k(root: str | Path) -> None:
     """`ade20k_panoptic_{train,val}{/,.json}` and `ade20k_instance_{train,val}.json` of the splits that `root` has.
 
-    Args:
-        root: holds `images/`, `annotations/` (0 = nothing, then the 150 classes) and `annotations_instance/` (red: one
-            of the 100 thing classes from 1, green: instance), each with `training/` and `validation/`.
-
-    Stuff comes from `annotations/`, instances are painted over it, things without an instance are void; areas are those
-    of the result. Raises UserError when a folder or map is missing or does not fit.
+    It holds `images/`, `annotations/` (0 = nothing, then the 150 classes) and `annotations_instance/` (red: one of the
+    100 thing classes from 1, green: instance), each with `training/` and `validation/`. Stuff comes from
+    `annotations/`, instances are painted over it, things without an instance are void; areas are those of the result.
+    Raises UserError when a folder or map is missing or does not fit.
     """
     root = Path(root)
     present = [split for split in ADE_SPLITS if (root / "images" / split).is_dir()]
     if not present:
         raise UserError(f"{root / 'images'}: has neither training/ nor validation/; put ADE20K's images there")
     for split in present:
-        _ade_split(root, split, ADE_SPLITS[split])
+        _ade_split(root, split)
 
 
-def _ade_split(root: Path, split: str, short: str) -> None:
-    panoptic, instance = root / f"ade20k_panoptic_{short}.json", root / f"ade20k_instance_{short}.json"
+def _ade_split(root: Path, split: str) -> None:
+    panoptic, instance = (root / f"ade20k_{kind}_{ADE_SPLITS[split]}.json" for kind in ("panoptic", "instance"))
     if panoptic.is_file() and instance.is_file():
         return
     maps = [require_folder(root / kind / split) for kind in ("annotations", "annotations_instance")]
     out, categories = root / panoptic.stem, read_names("ade20k")
     out.mkdir(exist_ok=True)
-    images: list[dict[str, Any]] = []
-    segments: list[dict[str, Any]] = []
+    images, segments = [], []
     objects: list[dict[str, Any]] = []
     for path in tqdm(sorted((root / "images" / split).glob("*.jpg")), desc=panoptic.stem):
         png = f"{path.stem}.png"
-        with _no_damage():
-            if not (out / png).is_file():
-                _save(out / png, _ade_ids(maps[0] / png, maps[1] / png, categories))
-            ids = read_panoptic_png(out / png)  # holds all that the JSON files say
+        if not (out / png).is_file():
+            _save(out / png, _ade_ids(maps[0] / png, maps[1] / png, categories))
+        ids = read_panoptic_png(out / png)  # holds all that the JSON files say
         rows = list(_ade_segments(ids, categories, out / png))
         images.append({"id": path.stem, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
         segments.append({"image_id": path.stem, "file_name": png, "segments_info": rows})
@@ -70,10 +76,11 @@ def _ade_split(root: Path, split: str, short: str) -> None:
             if row["id"] >= THING:
                 number = {"id": len(objects) + 1, "image_id": path.stem}
                 objects.append(row | number | {"segmentation": encode_rle(ids == row["id"])})
-    thing_ids = [category.id for category in categories if category.is_thing]
-    things = [Category(id, c.name, True) for id, c in zip(thing_ids, read_names("ade20k_instance"), strict=True)]
-    _save(panoptic, {"images": images, "annotations": segments, "categories": _categories(categories)})
-    _save(instance, {"images": images, "annotations": objects, "categories": _categories(things)})
+    listed = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]
+    things = [row for row in listed if row["isthing"]]
+    named = [row | {"name": c.name} for row, c in zip(things, read_names("ade20k_instance"), strict=True)]
+    _save(panoptic, {"images": images, "annotations": segments, "categories": listed})
+    _save(instance, {"images": images, "annotations": objects, "categories": named})
 
 
 def _ade_ids(semantic_png: Path, instance_png: Path, categories: Sequence[Category]) -> np.ndarray:
@@ -98,44 +105,37 @@ def _ade_segments(ids: np.ndarray, categories: Sequence[Category], path: Path) -
         category_id = id % THING - 1
         if not 0 <= category_id < len(categories) or categories[category_id].is_thing != (id >= THING):
             raise UserError(f"{path}: segment {id} was not written by this program; remove the folder of the file")
-        mask = ids == id
-        x0, y0, x1, y1 = mask_box(mask)
-        box, area = [x0, y0, x1 - x0, y1 - y0], int(mask.sum())
-        yield {"id": id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": 0}
+        yield segment_row(id, category_id, ids == id)
 
 
-def coco_semantic(root: str | Path, splits: Sequence[str] = COCO_SPLITS) -> None:
+@_no_damage()
+def coco_semantic(root: str | Path) -> None:
     """`annotations/panoptic_semseg_<split>/`: class numbers in the order of the file's categories, 255 = nothing.
 
-    Args:
-        root: holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`; splits without
-            that file are left out.
-
-    Raises UserError when there is no split, or a segment or image is missing or does not fit.
+    `root` holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`. Raises UserError
+    when it has no split, or a segment or image is missing or does not fit.
     """
     annotations = Path(root) / "annotations"
-    present = [split for split in splits if (annotations / f"panoptic_{split}.json").is_file()]
+    present = [split for split in COCO_SPLITS if (annotations / f"panoptic_{split}.json").is_file()]
     if not present:
-        raise UserError(f"{annotations}: has no panoptic_<split>.json of {', '.join(splits)}; put COCO's there")
+        raise UserError(f"{annotations}: has no panoptic_<split>.json of {', '.join(COCO_SPLITS)}; put COCO's there")
     for split in present:
         json_file, out = annotations / f"panoptic_{split}.json", annotations / f"panoptic_semseg_{split}"
         data = CocoPanoptic(json_file, annotations / f"panoptic_{split}", Path(root, split))
         column = {category.id: number for number, category in enumerate(data.categories)}
         out.mkdir(exist_ok=True)
         for index in tqdm(range(len(data)), desc=out.name):
-            with _no_damage():
-                path = out / Path(data[index].png).name
-                if not path.is_file():
-                    shown = data.segments(index)
-                    classes = np.array([*(column[id] for id in shown.category_ids), VOID], np.uint8)
-                    _save(path, classes[shown.masks.ids[0]])
+            path = out / Path(data[index].png).name
+            if not path.is_file():
+                shown = data.segments(index)
+                classes = np.array([*(column[id] for id in shown.category_ids), VOID], np.uint8)
+                _save(path, classes[shown.masks.ids[0]])
 
 
+@_no_damage()
 def cityscapes(root: str | Path) -> None:
     """`*_gtFine_labelTrainIds.png` beside each `*_gtFine_labelIds.png` under `root/gtFine`: 19 classes, 255 = ignored.
-
-    Raises UserError when there is none, or one cannot be read.
-    """
+    Raises UserError when there is none, or one cannot be read."""
     paths = sorted(require_folder(Path(root, "gtFine")).rglob("*_gtFine_labelIds.png"))
     if not paths:
         raise UserError(f"{Path(root, 'gtFine')}: has no *_gtFine_labelIds.png; put those of gtFine_trainvaltest there")
@@ -144,20 +144,10 @@ def cityscapes(root: str | Path) -> None:
     for path in tqdm(paths, desc="cityscapes"):
         out = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
         if not out.is_file():
-            with _no_damage():
-                values = read_values(path)
+            values = read_values(path)
             if values.max(initial=0) >= len(table):
                 raise UserError(f"{path}: has the value {values.max()}; it is not a map of labelIds, fetch it anew")
             _save(out, table[values])
-
-
-@contextmanager
-def _no_damage() -> Iterator[None]:
-    """A record that cannot be used ends a conversion: its result would lack it."""
-    try:
-        yield
-    except BadSample as bad:
-        raise UserError(f"{bad}; fetch it anew") from None
 
 
 def _save(path: Path, content: np.ndarray | dict[str, Any]) -> None:
@@ -170,7 +160,3 @@ def _save(path: Path, content: np.ndarray | dict[str, Any]) -> None:
     else:
         write_panoptic_png(partial, content)
     partial.rename(path)
-
-
-def _categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
-    return [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]

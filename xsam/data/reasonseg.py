@@ -11,7 +11,7 @@ import numpy as np
 from ..structures import BadSample, UserError
 from .images import image_size
 from .index import REMEDY, take, take_text
-from .records import read_json, require_folder
+from .records import read_json, require_folder, take_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,9 @@ class ReasoningRecord:
         """uint8[H, W]: 1 = target, 255 = ignore, 0 = neither; a small polygon lies above a large one, as in LISA's
         code. Raises BadSample where a polygon is malformed or no pixel is target."""
         height, width = image_size(self.image)
-        painted = [(ignore, paint_polygon(points, height, width, self.id)) for ignore, points in self.shapes]
+        painted = [(paint_polygon(points, height, width, self.id), ignore) for ignore, points in self.shapes[::-1]]
         labels = np.zeros((height, width), np.uint8)
-        areas = [int(mask.sum()) for _, mask in painted]
-        for number in np.argsort(areas, kind="stable")[::-1]:
-            ignore, mask = painted[number]
+        for mask, ignore in sorted(painted, key=lambda pair: pair[0].sum(), reverse=True):
             labels[mask] = 255 if ignore else 1
         if not (labels == 1).any():
             raise BadSample(f"{self.id}: no pixel is target")
@@ -41,21 +39,15 @@ class ReasoningRecord:
 
 
 class ReasonSeg:
-    """A split's folder: a sequence of records in the order of their names. They are few, each is read when asked for.
-
-    `folder` is that of one split, `explanations` is `explanatory/train.json`; default: there are none. Raises UserError
-    where the folder has no records or `explanations` is not a list of objects; asking for a record raises BadSample
-    with its file and what is wrong.
-    """
+    """The folder of a split: a sequence of records in the order of their names, each read when it is asked for.
+    `explanations` is `explanatory/train.json`; default: there are none."""
 
     def __init__(self, folder: str | Path, explanations: str | Path = "") -> None:
         self._files = sorted(require_folder(folder).glob("*.json"))
         if not self._files:
             raise UserError(f"{folder}: holds no *.json; {REMEDY}")
         rows = read_json(explanations) if explanations else []
-        if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and isinstance(row.get("image"), str) for row in rows
-        ):
+        if not isinstance(rows, list) or not all(isinstance(take_id(row, "image"), str) for row in rows):
             raise UserError(f"{explanations}: not a list of explanations of images; it is another kind of file")
         self._explanations = {Path(row["image"]).stem: row for row in rows}
 
@@ -70,6 +62,7 @@ class ReasonSeg:
         path = self._files[index]
         record, what = _read(path), str(path)
         shapes = [(take(shape, "label", str, what).lower(), shape) for shape in take(record, "shapes", list, what)]
+        drawn = (("ignore" in label, take(shape, "points", list, what)) for label, shape in shapes if label != "flag")
         explanation = self._explanations.get(path.stem)
         return ReasoningRecord(
             id=path.stem,
@@ -77,9 +70,7 @@ class ReasonSeg:
             texts=tuple(take_text({"text": text}, "text", what) for text in take(record, "text", list, what) or [""]),
             is_sentence=take(record, "is_sentence", bool, what),
             explanation=take_text(explanation, "outputs", f"explanation of {path.stem}") if explanation else "",
-            shapes=tuple(
-                ("ignore" in label, take(shape, "points", list, what)) for label, shape in shapes if label != "flag"
-            ),
+            shapes=tuple(drawn),
         )
 
 
@@ -101,10 +92,8 @@ def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray
 
     Equal to OpenCV's `polylines` and `fillPoly` pixel for pixel for a polygon inside the image, where labelme keeps
     all points: the pixels between the crossings of a row, and those of lines drawn from their left end with halves
-    rounded back. An edge that leaves the image is cut off here; OpenCV moves its end to the border first.
-
-    Raises:
-        BadSample: a point is not two numbers, or lies further from the image than the image is large.
+    rounded back. An edge that leaves the image is cut off here; OpenCV moves its end to the border first. Raises
+    BadSample for a point that is not two numbers, or lies further from the image than the image is large.
     """
     far = max(height, width)
     try:

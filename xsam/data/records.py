@@ -1,4 +1,8 @@
-"""What readers share: files and folders, the checks of ids, sizes and masks, and sequences over an index."""
+"""What readers share: files and folders, the checks of ids, sizes and masks, and sequences over an index.
+
+A reader raises UserError where a file or folder is missing or of another kind, and BadSample, which names the record
+and what is wrong, when one is asked for that cannot be used.
+"""
 
 import json
 from collections import Counter
@@ -10,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..structures import BadSample, UserError
-from .index import REMEDY, Index, bad_row, take
+from .index import REMEDY, Index, take
 from .masks import segmentation_mask
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an image: PIL reads no larger one
@@ -74,21 +78,21 @@ def by_id(records: list[Any]) -> dict[Any, Any]:
 
 
 def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -> Iterator[Any]:
-    """`row(record, what)` for each name `what` in messages and record, or a bad row where it raises BadSample."""
+    """`row(record, what)` for each record and its name `what` in messages, or the BadSample that it raises."""
     for what, record in records:
         try:
             yield row(record, what)
         except BadSample as bad:
-            yield bad_row(str(bad))
+            yield bad
 
 
 class Records:
     """A sequence of records: an index whose rows have an "id", and a folder of images."""
 
     def __init__(
-        self, sources: Sequence[str | Path], images: str | Path, layout: str, rows: Callable[[], Iterator[Any]]
+        self, sources: Sequence[Path], images: str | Path, layout: str, rows: Callable[[], Iterator[Any]]
     ) -> None:
-        self._images = require_folder(images)
+        self.images = require_folder(images)
         self._index = Index(sources, layout, rows)
 
     def __len__(self) -> int:
@@ -102,14 +106,14 @@ class Records:
             return f"record {index}"
 
 
-class AnnotatedImages:
+class AnnotatedImages(Records):
     """A sequence of images of one file: an index whose last row holds what is known of all, sample ids and classes."""
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        self.path, self.images = Path(annotations), require_folder(images)
-        self._index = Index([annotations], f"{type(self).__name__} 2", self._rows)
-        tail = self._index[len(self._index) - 1]
-        self._classes, self._ids = tail["categories"], np.array(tail["ids"], str)
+        self.path = Path(annotations)
+        super().__init__([self.path], images, f"{type(self).__name__} 2", self._rows)
+        last = self._index[len(self._index) - 1]
+        self._classes, self._ids = last["categories"], np.array(last["ids"], str)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -117,11 +121,6 @@ class AnnotatedImages:
     def id(self, index: int) -> str:
         """The image id of a record, unique in the file; made up where the record has none."""
         return str(self._ids[index])
-
-    def _stored(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._index[index]
 
     def _rows(self) -> Iterator[Any]:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import numpy as np
 from ..structures import BadSample, UserError
 from .coco import read_coco
 from .images import image_size
-from .index import REMEDY, bad_row, stream_json_list, take, take_text
+from .index import REMEDY, stream_json_list, take, take_text
 from .records import Records, by_id, read_mask, take_id
 
 Json = dict[str, Any]
@@ -41,33 +41,31 @@ class ReferredImage:
 
     def masks(self, numbers: Sequence[int]) -> np.ndarray:
         """The masks of some objects, bool[N, H, W]. Raises BadSample where one is malformed or empty."""
-        masks = np.zeros((len(numbers), self.height, self.width), bool)
-        for mask, (name, segmentation) in zip(masks, (self.objects[number] for number in numbers), strict=True):
-            mask[:] = read_mask(segmentation, self.height, self.width, name)
-        return masks
+        named = (self.objects[number] for number in numbers)
+        masks = [read_mask(segmentation, self.height, self.width, name) for name, segmentation in named]
+        return np.array(masks, bool).reshape(-1, self.height, self.width)
 
 
 class Expressions(Records):
     """A sequence of images with expressions. The subclasses below, and `jsonl.JsonLines`, make the rows.
 
-    A row is `{"id", "image", "size": [H, W] or null, "objects": [[name, segmentation]], "expressions":
-    [[id, {sentence: kind}, object numbers]]}`; what is not checked when it is made is checked when it is asked for.
+    A row is `{"id", "image", "size": [H, W] or null, "objects": {name: segmentation}, "expressions":
+    [[id, {sentence: kind}, names of objects]]}`; what is not checked when it is made is checked when it is asked for.
     """
 
     def __getitem__(self, index: int) -> ReferredImage:
-        """The image. Raises BadSample where its record or file cannot be used."""
         row = self._index[index]
         what = f"image {row['id']}"
-        path = str(self._images / take(row, "image", str, what))
+        path = str(self.images / take(row, "image", str, what))
         size = image_size(path)
         if row["size"] is not None and tuple(row["size"]) != size:
             raise BadSample(f"{what}: {path} is {size}, its annotations say {tuple(row['size'])}")
+        place = {name: number for number, name in enumerate(row["objects"])}
         expressions = (
-            Expression(name, tuple(sentences), tuple(sentences.values()), tuple(objects))
-            for name, sentences, objects in row["expressions"]
+            Expression(id, tuple(sentences), tuple(sentences.values()), tuple(place[name] for name in meant))
+            for id, sentences, meant in row["expressions"]
         )
-        objects = tuple((name, segmentation) for name, segmentation in row["objects"])
-        return ReferredImage(path, row["id"], *size, objects, tuple(expressions))
+        return ReferredImage(path, row["id"], *size, tuple(row["objects"].items()), tuple(expressions))
 
     def questions(self) -> np.ndarray:
         """int64[N, 3], number of image, expression and sentence of every sentence; one for an image without a record
@@ -75,8 +73,7 @@ class Expressions(Records):
         found: list[tuple[int, int, int]] = []
         for i in range(len(self)):
             expressions = self._expressions(i)
-            found += [(i, e, s) for e, row in enumerate(expressions) for s in range(len(row[1]))]
-            found += [(i, 0, 0)] * (not expressions)
+            found += [(i, e, s) for e, row in enumerate(expressions) for s in range(len(row[1]))] or [(i, 0, 0)]
         return np.array(found, np.int64).reshape(-1, 3)
 
     def id(self, index: int, expression: int = -1, sentence: int = 0) -> str:
@@ -94,30 +91,37 @@ class Expressions(Records):
 
 
 class RefCoco(Expressions):
-    """One split of `refs(...).p`, with `instances.json`: every image with the objects that are referred to.
-
-    Raises UserError when a file is missing or of another kind, and for a split that the file does not have.
-    """
+    """One split of `refs(...).p`, with `instances.json`: every image with the objects that are referred to."""
 
     def __init__(self, refs: str | Path, instances: str | Path, images: str | Path, split: str) -> None:
         self._files, self._split = (Path(refs), Path(instances)), split
-        super().__init__(self._files, images, f"{type(self).__name__.lower()} 1 {split}", self._rows)
+        super().__init__(self._files, images, f"{type(self).__name__.lower()} 2 {split}", self._rows)
 
     def _refs(self) -> Iterable[Any]:
-        return _read_refs(self._files[0])
+        path = self._files[0]
+        try:
+            with path.open("rb") as file:
+                refs = _PlainUnpickler(file, encoding="latin1").load()  # the published files are Python 2's
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+        except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: refused: {error or 'not a pickle'}; fetch the file anew") from None
+        if not isinstance(refs, list):
+            raise UserError(f"{path}: not a list of refs; it is another kind of file")
+        return refs
 
     def _meaning(self, ref: Json, number: int, what: str) -> tuple[str, list[int]]:
         """Name of the expression, which all refs to the object share, and the ids of what it means."""
         annotation = take(ref, "ann_id", int, what)
         return str(annotation), [annotation]
 
-    def _rows(self) -> Iterator[Json]:
+    def _rows(self) -> Iterator[Any]:
         """A row for every image of the split, and a bad one for every ref that cannot be used."""
         path, instances = self._files
         content = read_coco(instances, "images", "annotations")
         images, annotations = by_id(content["images"]), by_id(content["annotations"])
         splits: set[str] = set()
-        found: dict[int, dict[str, tuple[dict[str, str], list[int]]]] = {}  # image -> expression -> sentences, meaning
+        found: dict[int, dict[str, tuple[dict[str, str], list[str]]]] = {}  # image -> expression -> sentences, objects
         for number, ref in enumerate(self._refs()):
             what = f"ref {number} of {path.name}"
             try:
@@ -129,33 +133,26 @@ class RefCoco(Expressions):
                 texts = [take_text(row, "sent", what).lower() for row in take(ref, "sentences", list, what)]
                 if not texts:
                     raise BadSample(f"{what}: has no sentence")
-            except BadSample as error:
-                yield bad_row(str(error))
-                continue
-            sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, ids))
-            sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
+                objects = [f"annotation {id}" for id in dict.fromkeys(ids)]
+                sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, objects))
+                sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
+            except BadSample as bad:
+                yield bad
         if self._split not in splits:
             raise UserError(f"{path}: has no split {self._split!r}; there is: {', '.join(sorted(splits)) or 'none'}")
-        objects: dict[int, dict[int, Any]] = {image: {} for image in found}
-        for ann_id, annotation in annotations.items():
-            if (image := take_id(annotation, "image_id")) in objects:
-                objects[image][ann_id] = annotation.get("segmentation")
+        shown: dict[Any, dict[str, Any]] = {image: {} for image in found}  # image -> object -> segmentation
+        for id, annotation in annotations.items():
+            if (owner := take_id(annotation, "image_id")) in shown:
+                shown[owner][f"annotation {id}"] = annotation.get("segmentation")
         for image, expressions in found.items():
-            yield {
-                "id": str(image),
-                "image": images[image].get("file_name"),
-                "size": [images[image].get("height"), images[image].get("width")],
-                "objects": [[f"annotation {ann_id}", segmentation] for ann_id, segmentation in objects[image].items()],
-                "expressions": [
-                    [name, dict(sorted(sentences.items())), [list(objects[image]).index(i) for i in dict.fromkeys(ids)]]
-                    for name, (sentences, ids) in expressions.items()
-                ],
-            }
+            info = images[image]
+            row = {"id": str(image), "image": info.get("file_name"), "size": [info.get("height"), info.get("width")]}
+            said = [[name, dict(sorted(texts.items())), meant] for name, (texts, meant) in expressions.items()]
+            yield row | {"objects": shown[image], "expressions": said}
 
 
 class GRefCoco(RefCoco):
-    """One split of `grefs(...).json`, with `instances.json`; every ref is an expression of its own, as its evaluation
-    counts them. Raises UserError as `RefCoco` does."""
+    """One split of `grefs(...).json`; every ref is an expression of its own, as its evaluation counts them."""
 
     def _refs(self) -> Iterable[Any]:
         return stream_json_list(self._files[0])
@@ -172,7 +169,7 @@ def _check_ids(image: int, ids: list[Any], images: dict[int, Any], annotations: 
     if image not in images:
         raise BadSample(f"{what}: the instances do not have image {image} exactly once")
     for ann_id in ids:
-        if not isinstance(ann_id, int) or ann_id not in annotations:
+        if type(ann_id) is not int or ann_id not in annotations:
             raise BadSample(f"{what}: the instances do not have annotation {ann_id} exactly once")
         if (owner := take_id(annotations[ann_id], "image_id")) != image:
             raise BadSample(f"{what}: annotation {ann_id} is on image {owner}, not {image}")
@@ -183,16 +180,3 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is more than plain data")
-
-
-def _read_refs(path: Path) -> list[Any]:
-    try:
-        with path.open("rb") as file:
-            refs = _PlainUnpickler(file, encoding="latin1").load()  # the published files are Python 2's
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: refused: {error or 'not a pickle'}; fetch the file anew") from None
-    if not isinstance(refs, list):
-        raise UserError(f"{path}: not a list of refs; it is another kind of file")
-    return refs

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,16 +13,15 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..structures import RLE, BadSample, UserError
-from .coco import CocoInstances
-from .index import bad_row, stream_json_list, take, unique
-from .masks import CODE, decode_rle, encode_rle, has_size, mask_box
+from .coco import CocoInstances, segment_row
+from .index import stream_json_list, take, unique
+from .masks import CODE, encode_rle, has_size
 from .mixture import key
 from .records import AnnotatedImages, read_mask, take_flag, take_size
 from .regions import BRUSH, KINDS, dilate, visual_prompts
 
 log = logging.getLogger("xsam")
 
-Made = tuple[str, dict[str, Any], str]  # image id, row of the index, what is wrong
 DRAWN: Mapping[str, str] = dict.fromkeys(KINDS, "")  # the prompts of an instance for which none are stored
 
 
@@ -60,12 +58,9 @@ class PromptedImage:
 
 
 class CocoVgd(AnnotatedImages):
-    """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file.
-
-    Or a COCO instances file: then prompts are drawn, always the same for the same annotation id.
-
-    `scale` is the size of what is drawn, see `visual_prompts`. Raises UserError when the file or the folder is missing,
-    or the file is not of this kind; asking for a record that cannot be used raises BadSample.
+    """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file. Or a
+    COCO instances file: then prompts are drawn, always the same for the same annotation id. `scale` is the size of
+    what is drawn, see `visual_prompts`.
     """
 
     _layout = ("annotations", "image_id", "{}_visual_prompt")  # keys of: instances, the image's id, a prompt
@@ -76,29 +71,26 @@ class CocoVgd(AnnotatedImages):
         self.scale, self.categories = scale, tuple(self._classes)  # the categories that occur, crowds apart
 
     def __getitem__(self, index: int) -> PromptedImage:
-        row = self._stored(index)
+        name, row = self.id(index), self._index[index]
         instances = tuple(PromptedInstance(*values) for values in row["instances"])
         height, width = row["size"]
-        return PromptedImage(str(self.images / row["image"]), self.id(index), height, width, instances)
+        return PromptedImage(str(self.images / row["image"]), name, height, width, instances)
 
     def usable(self) -> Iterator[tuple[int, PromptedImage | None]]:
         """All records with their numbers; None for one that cannot be used."""
         for index in range(len(self)):
-            record = None
-            with suppress(BadSample):
-                record = self[index]
-            yield index, record
+            try:
+                yield index, self[index]
+            except BadSample:
+                yield index, None
 
     def prompt(self, record: PromptedImage, instance: PromptedInstance, kind: str) -> RLE:
         """One of the prompts that an instance has, not empty. Raises BadSample for a malformed one."""
         if not instance.prompts[kind]:
-            rng = np.random.default_rng(key("prompt", instance.id))
-            return encode_rle(visual_prompts(record.mask(instance), rng, (kind,), self.scale)[kind])
+            return drawn_prompts(record.mask(instance), instance.id, self.scale, (kind,))[kind]
         rle = {"size": [record.height, record.width], "counts": instance.prompts[kind]}
-        try:
-            stored = decode_rle(rle)
-        except ValueError as error:
-            raise BadSample(f"image {record.image_id}, annotation {instance.id}: {kind} prompt: {error}") from None
+        what = f"image {record.image_id}, annotation {instance.id}: {kind} prompt"
+        stored = read_mask(rle, record.height, record.width, what)
         radius = self._brush.get(kind, 0) * self.scale
         return encode_rle(dilate(stored, radius)) if radius else rle
 
@@ -108,55 +100,56 @@ class CocoVgd(AnnotatedImages):
         annotations: set[int] = set()
         categories: set[int] = set()
         names, why = [], "it has no instance"
-        for number, (name, row, problem) in enumerate(self._made()):
-            instances = row.get("instances", ())
+        for number, (name, row) in enumerate(self._coco() if self._is_coco() else self._listed()):
+            instances = [] if isinstance(row, BadSample) else row["instances"]
             own = {values[0] for values in instances}
             seen = {values[1] for values in instances if not values[2]}
+            what = f"{self.path}: image {name}"
             if name in ids:
-                problem = f"{self.path}: image {name}: is listed twice"
+                row = BadSample(f"{what}: is listed twice")
             elif len(own) < len(instances) or not annotations.isdisjoint(own):
-                problem = f"{self.path}: image {name}: an annotation id stands in the file twice"
+                row = BadSample(f"{what}: an annotation id stands in the file twice")
             elif any(abs(category) >= 1 << 63 for category in seen):
-                problem = f"{self.path}: image {name}: category_id {max(seen, key=abs)} is too large"
-            if not problem and not seen:
-                continue  # an image without instances, or with crowds only, is no sample
-            names.append(unique(name or f"record {number}", number, ids))
-            if problem:
-                why = problem
-                yield bad_row(problem)
-            else:
+                row = BadSample(f"{what}: category_id {max(seen, key=abs)} is too large")
+            if isinstance(row, BadSample):
+                why = str(row)
+            elif seen:
                 annotations |= own
                 categories |= seen
-                yield row
+            else:
+                continue  # an image without instances, or with crowds only, is no sample
+            names.append(unique(name or f"record {number}", number, ids))
+            yield row
         if not annotations:
             raise UserError(f"{self.path}: none of its records can be used, the last: {why}")
         yield {"categories": sorted(categories), "ids": names}
 
-    def _made(self) -> Iterator[Made]:
-        """Image id (where it is known), row, and what is wrong with it, of every record."""
-        if not _is_list(self.path):
-            yield from self._coco_made()
-            return
+    def _is_coco(self) -> bool:
+        with self.path.open("rb") as file:
+            return not file.read(64).lstrip().startswith(b"[")
+
+    def _coco(self) -> Iterator[tuple[str, Any]]:
+        """Image id and row of every image of a COCO file, or why it cannot be used."""
+        data = CocoInstances(self.path, self.images)
+        for index in range(len(data)):
+            try:
+                record = data[index]
+                rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.annotations]
+                size = record.height, record.width
+                yield record.image_id, {"image": record.file_name, "size": size, "instances": rows}
+            except BadSample as bad:
+                yield data.id(index), bad
+
+    def _listed(self) -> Iterator[tuple[str, Any]]:
+        """Image id (where it is known) and row of every record of a list, or why it cannot be used."""
         for number, record in enumerate(stream_json_list(self.path)):
             name, what = "", f"{self.path}: record {number}"
             try:
                 info = take(record, "image_info", dict, what)
                 name = str(take(info, self._layout[1], (int, str), what))
-                yield name, self._row(record, info, f"{self.path}: image {name}"), ""
+                yield name, self._row(record, info, f"{self.path}: image {name}")
             except BadSample as bad:
-                yield name, {}, str(bad)
-
-    def _coco_made(self) -> Iterator[Made]:
-        instances = CocoInstances(self.path, self.images)
-        for index in range(len(instances)):
-            try:
-                record = instances[index]
-            except BadSample as bad:
-                yield instances.id(index), {}, str(bad)
-            else:
-                rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.annotations]
-                image, size = _name(record.image, self.images), (record.height, record.width)
-                yield record.image_id, {"image": image, "size": size, "instances": rows}, ""
+                yield name, bad
 
     def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
         size = take_size(info, what)
@@ -185,7 +178,8 @@ class CocoVgd(AnnotatedImages):
             counts = take(rle, "counts", str, about)
             if not has_size(rle, *size):
                 raise BadSample(f"{about}: its size is {str(rle.get('size'))[:40]}, the image's {list(size)}")
-            if _any(rle, about):
+            # the area is fast but blind to damage: what has none is read with care, the rest when it is asked for
+            if (CODE.fullmatch(counts) and coco_mask.area(rle)) or read_mask(rle, *size, about, empty=True).any():
                 prompts[kind] = counts
         return prompts
 
@@ -199,11 +193,28 @@ class CocoInteractive(CocoVgd):
     _brush = BRUSH
 
 
+def drawn_prompts(mask: np.ndarray, annotation_id: int, scale: float, kinds: Sequence[str] = KINDS) -> dict[str, RLE]:
+    """What `visual_prompts` draws for an object bool[H, W], by kind: the same each time for the same annotation."""
+    rng = np.random.default_rng(key("prompt", annotation_id))
+    return {kind: encode_rle(prompt) for kind, prompt in visual_prompts(mask, rng, kinds, scale).items()}
+
+
+def vgd_record(info: dict[str, Any], annotations: Iterable[tuple[dict[str, Any], dict[str, RLE]]]) -> dict[str, Any]:
+    """A record of a COCO-VGD file; `info` has the file_name, image_id, height and width of its image, and every
+    annotation comes with its prompts by kind."""
+    rows = [
+        annotation | {"bbox_mode": 1, "visual_prompts": {f"{kind}_visual_prompt": rle for kind, rle in prompts.items()}}
+        for annotation, prompts in annotations  # mode 1: x, y, width, height
+    ]
+    record = {"image_file": info["file_name"], "image_id": info["image_id"], "image_info": info}
+    return record | {"image_size": [info["height"], info["width"]], "annotations": rows}
+
+
 def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale: float = 1.0) -> None:
     """Make a COCO-VGD file from a COCO instances file: prompts of all kinds, the same that `CocoVgd` would draw.
 
     Nothing is done when `out` is there already; an interrupted run is continued. What cannot be used is left out with
-    a warning. Raises UserError as `CocoInstances` does.
+    a warning.
     """
     out, data = Path(out), CocoInstances(instances, images)
     if out.exists():
@@ -216,7 +227,7 @@ def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale:
                 done, written, end = done + 1, written + (line != b"\n"), end + len(line)
         file.truncate(end)
         for index in tqdm(range(done, len(data)), initial=done, total=len(data), desc=out.name, unit="image"):
-            if record := _vgd_record(data, index, scale):
+            if record := _prompted(data, index, scale):
                 file.write((b"," if written else b"[") + json.dumps(record, separators=(",", ":")).encode())
                 written += 1
             file.write(b"\n")
@@ -224,7 +235,7 @@ def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale:
     out.with_suffix(".partial").rename(out)
 
 
-def _vgd_record(data: CocoInstances, index: int, scale: float) -> dict[str, Any]:
+def _prompted(data: CocoInstances, index: int, scale: float) -> dict[str, Any]:
     """A record of a COCO-VGD file; empty where nothing of the image can be used."""
     try:
         record = data[index]
@@ -237,39 +248,12 @@ def _vgd_record(data: CocoInstances, index: int, scale: float) -> dict[str, Any]
             continue
         try:
             mask = read_mask(instance.segmentation, record.height, record.width, f"annotation {instance.id}")
-            drawn = visual_prompts(mask, np.random.default_rng(key("prompt", instance.id)), scale=scale)
         except BadSample as bad:
             log.warning("left out: image %s, %s", record.image_id, bad)
             continue
-        x0, y0, x1, y1 = mask_box(mask)
-        annotations.append(
-            {"id": instance.id, "category_id": instance.category_id, "segmentation": instance.segmentation,
-             "area": instance.area, "iscrowd": 0, "bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": 1,  # 1 = XYWH
-             "visual_prompts": {f"{kind}_visual_prompt": encode_rle(prompt) for kind, prompt in drawn.items()}}
-        )  # fmt: skip
-    if not annotations:
-        return {}
+        row = segment_row(instance.id, instance.category_id, mask)
+        row |= {"area": instance.area, "segmentation": instance.segmentation}
+        annotations.append((row, drawn_prompts(mask, instance.id, scale)))
     image_id = int(record.image_id) if record.image_id.isdecimal() else record.image_id
-    name, size = _name(record.image, data.images), [record.height, record.width]
-    info = {"file_name": name, "image_id": image_id, "height": size[0], "width": size[1]}
-    about = {"image_file": name, "image_id": image_id, "image_size": size, "image_info": info}
-    return about | {"annotations": annotations}
-
-
-def _name(image: str, folder: Path) -> str:
-    """What a file calls an image: its path from the folder, or all of it where the image lies elsewhere."""
-    return str(Path(image).relative_to(folder)) if Path(image).is_relative_to(folder) else image
-
-
-def _is_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"[")
-
-
-def _any(rle: RLE, what: str) -> bool:
-    """Whether the mask has a pixel. The area is fast but blind to damage: what has none is read with care, the rest
-    when it is asked for. What is no code at all must not come to it."""
-    try:
-        return bool(CODE.fullmatch(rle["counts"]) and coco_mask.area(rle)) or bool(decode_rle(rle).any())
-    except ValueError as error:
-        raise BadSample(f"{what}: {error}") from None
+    info = {"file_name": record.file_name, "image_id": image_id, "height": record.height, "width": record.width}
+    return vgd_record(info, annotations) if annotations else {}

@@ -25,36 +25,27 @@ def prompt_kinds(prompt: str, train: bool) -> tuple[str, ...]:
 def visual_prompts(
     mask: np.ndarray, rng: np.random.Generator, kinds: Sequence[str] = KINDS, scale: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """What a user might draw to show an object, as X-SAM draws it (arXiv 2508.04655) for every connected component.
-
-    Each kind has a random stream of its own: asked for alone, it is drawn as it is among the others.
+    """What a user might draw to show an object, as X-SAM draws it (arXiv 2508.04655) for every connected component:
+    bool[H, W], never empty, by kind. Raises BadSample for an object without a pixel.
 
     Args:
-        mask: bool[H, W], the object. Raises BadSample where it has no pixel.
-        rng: a fresh generator; draws depend on its seed alone.
+        rng: a fresh one. Each kind has a random stream of its own: alone, it is drawn as it is among the others.
         scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images.
-
-    Returns:
-        bool[H, W] by kind, never empty.
     """
     if not mask.any():
         raise BadSample("an object without a pixel has no visual prompt")
     streams = dict(zip(KINDS, rng.spawn(len(KINDS)), strict=True))
-    parts = _components(mask)
-    prompts = {}
+    parts, prompts = _components(mask), {}
     for kind in kinds:
-        if kind == "mask":
-            prompts[kind] = _blurred(mask, 2 * scale)
-            continue
         prompt = np.zeros_like(mask)
         for part in parts:
             if kind == "box":
                 _draw_box(prompt, part, streams[kind])
             elif kind == "point":
                 prompt[_point(part, streams[kind])] = True
-            else:
+            elif kind == "scribble":
                 _draw_scribble(prompt, part, streams[kind], scale)
-        prompts[kind] = dilate(prompt, BRUSH.get(kind, 0) * scale)
+        prompts[kind] = _blurred(mask, 2 * scale) if kind == "mask" else dilate(prompt, BRUSH.get(kind, 0) * scale)
     return prompts
 
 
@@ -132,16 +123,11 @@ def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) -> np.ndarray:
-    """Places inside a region, for the region sampler.
+    """Places inside a region bool[S, S] of the segmentation frame, for the region sampler: float32[count, 2], (x, y) of
+    pixels over S, without a half-pixel offset.
 
     A region of more than `count` pixels gives a random subset of them, a smaller one all of them and random repeats.
     Raises BadSample where it is empty.
-
-    Args:
-        mask: bool[S, S], the region in the segmentation frame.
-
-    Returns:
-        float32[count, 2], (x, y) of pixels over S, without a half-pixel offset.
     """
     ys, xs = mask.nonzero()
     if len(ys) == 0:

@@ -7,7 +7,7 @@ function of (seed, split, index), so it does not matter in which order, or how m
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def generator(key: tuple[int, int, int], purpose: str) -> np.random.Generator:
     return np.random.default_rng([*key, *purpose.encode()])
 
 
-# ---------------------------------------------------------------- geometry
+def _pick(rng: np.random.Generator, options: Any) -> Any:
+    return options[rng.integers(len(options))]
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -95,7 +96,7 @@ def _window(thing: Thing) -> tuple[slice, slice]:
     """The rows and columns that a thing may touch."""
     reach = thing.radius * _REACH[thing.shape] + 1
     x, y = thing.position
-    return (slice(max(0, int(y - reach)), int(y + reach) + 1), slice(max(0, int(x - reach)), int(x + reach) + 1))
+    return slice(max(0, int(y - reach)), int(y + reach) + 1), slice(max(0, int(x - reach)), int(x + reach) + 1)
 
 
 def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +114,7 @@ def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
     rng = generator(key, "layout")
     while True:
         count = int(rng.integers(4, 7))
-        ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
+        ground = _pick(rng, list(GROUNDS))
         sky = _sky(rng, size)
         ids = np.where(sky, count, count + 1)
         things = _place(rng, count, ids)
@@ -143,7 +144,7 @@ def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]
     things: list[Thing] = []
     areas = np.zeros(count)  # of the whole shapes
     for number, shape in enumerate(rng.permutation(shapes)):
-        texture, colour, kind = (list(a)[rng.integers(len(a))] for a in (TEXTURES, COLOURS, SIZES))
+        texture, colour, kind = (_pick(rng, list(a)) for a in (TEXTURES, COLOURS, SIZES))
         radius = rng.uniform(*SIZES[kind]) * size / 96
         margin = radius * _REACH[SHAPES[shape]]
         for _ in range(30):
@@ -161,9 +162,6 @@ def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]
         else:
             break
     return things
-
-
-# ---------------------------------------------------------------- pixels
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -205,8 +203,6 @@ def _paint_thing(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where(dots[..., None], 217 + 0.15 * colour, colour)
     return colour
 
-
-# ---------------------------------------------------------------- words
 
 _ORDER = ("size", "colour", "texture", "shape")
 _ATTRIBUTES = [names for n in range(5) for names in combinations(_ORDER, n)]
@@ -250,10 +246,8 @@ def _superlative(scene: Scene, numbers: list[int], word: str) -> int | None:
 
 
 def expressions(scene: Scene) -> list[dict[str, list[str]]]:
-    """All expressions that fit one thing and no other, for each thing of a scene, by kind.
-
-    "attribute": its own looks suffice. "relation", "superlative": its looks fit other things, too.
-    """
+    """All expressions that fit one thing and no other, for each thing of a scene, by kind. "attribute": its own looks
+    suffice. "relation", "superlative": its looks fit other things, too."""
     found: list[dict[str, list[str]]] = [{kind: [] for kind in KINDS} for _ in scene.things]
     fitting = fits(scene)
     landmarks: dict[int, str] = {}  # the shortest phrase for a thing, where it is the only one that fits
@@ -263,8 +257,7 @@ def expressions(scene: Scene) -> list[dict[str, list[str]]]:
             landmarks.setdefault(numbers[0], words)
         elif not words.startswith(tuple(SIZES)):
             for word in _SUPERLATIVES:
-                best = _superlative(scene, numbers, word)
-                if best is not None:
+                if (best := _superlative(scene, numbers, word)) is not None:
                     found[best]["superlative"].append(f"the {word} {words}")
     for words, numbers in fitting.items():
         for anchor, landmark in landmarks.items():
@@ -281,16 +274,12 @@ def _plural(words: str) -> str:
     return words + ("es" if words.endswith("s") else "s")
 
 
+def _several(words: str, numbers: list[int]) -> str:
+    return f"{_NUMBERS[len(numbers)]} {_plural(words)}"
+
+
 def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _listing(parts: list[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
-
-
-def _pick(rng: np.random.Generator, options: Any) -> Any:
-    return options[rng.integers(len(options))]
 
 
 CAPTION_PROMPTS = ("Describe the image.", "What is in this picture?", "Give a caption.", "What do you see?")
@@ -310,12 +299,10 @@ def caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
     alike: dict[str, list[int]] = {}
     for number, thing in sorted(enumerate(scene.things), key=lambda pair: pair[1].centre[0]):
         alike.setdefault(phrase(thing, names), []).append(number)
-    parts = {
-        _article(words) if len(same) == 1 else f"{_NUMBERS[len(same)]} {_plural(words)}": same
-        for words, same in alike.items()
-    }
-    count = _NUMBERS[len(scene.things)]
-    text = _pick(rng, _CAPTIONS).format(things=_listing(list(parts)), ground=scene.ground, count=count)
+    parts = {_article(words) if len(same) == 1 else _several(words, same): same for words, same in alike.items()}
+    *others, last = parts
+    things, count = f"{', '.join(others)} and {last}" if others else last, _NUMBERS[len(scene.things)]
+    text = _pick(rng, _CAPTIONS).format(things=things, ground=scene.ground, count=count)
     parts |= {scene.ground: [len(scene.things) + 1], "the sky": [len(scene.things)]}
     places = ((re.search(rf"\b{words}\b", text), numbers) for words, numbers in parts.items())
     phrases = [(*found.span(), numbers) for found, numbers in places if found]
@@ -332,10 +319,8 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     for words, numbers in fitting.items():
         by_count.setdefault(len(numbers), []).append(words)
     count = _pick(rng, list(by_count))  # first the number, or most answers would be "1"
-    pairs = [
-        (f"How many {_plural(_pick(rng, by_count[count]))} are there?", str(count)),
-        ("What is the ground?", scene.ground),
-    ]
+    pairs = [(f"How many {_plural(_pick(rng, by_count[count]))} are there?", str(count))]
+    pairs.append(("What is the ground?", scene.ground))
     yes = rng.random() < 0.5
     asked = _pick(rng, list(fitting)[1:]) if yes else stranger  # the first is "shape", which always fits
     pairs.append((f"Is there {_article(asked)}?", "yes" if yes else "no"))
@@ -345,8 +330,7 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
         ("What is the {}?", "shape", SHAPES),
     )
     for question, name, values in sorts:
-        hidden = [words for words in alone if not set(words.split()) & set(values)]
-        if hidden:
+        if hidden := [words for words in alone if not set(words.split()) & set(values)]:
             words = _pick(rng, hidden)
             pairs.append((question.format(words), getattr(scene.things[alone[words]], name)))
     if alone:
@@ -366,20 +350,15 @@ def _stranger(rng: np.random.Generator, fitting: Collection[str]) -> str:
             return words
 
 
-# ---------------------------------------------------------------- generalised expressions and reasoning
-
-
 def generalised(scene: Scene) -> list[tuple[str, list[int]]]:
     """Expressions with the numbers of all things that they mean: one, several ("the two red shapes") and none."""
     rng = generator(scene.key, "generalised")
     meant = dict(list(fits(scene).items())[1:])
-    several = [words for words, numbers in meant.items() if len(numbers) > 1]
-    one = [words for words, numbers in meant.items() if len(numbers) == 1]
     found = []
-    if several:
+    if several := [words for words, numbers in meant.items() if len(numbers) > 1]:
         words = _pick(rng, several)
-        found.append((f"the {_NUMBERS[len(meant[words])]} {_plural(words)}", meant[words]))
-    if one:
+        found.append((f"the {_several(words, meant[words])}", meant[words]))
+    if one := [words for words, numbers in meant.items() if len(numbers) == 1]:
         words = _pick(rng, one)
         found.append((f"the {words}", meant[words]))
     return [*found, (f"the {_stranger(rng, meant)}", [])]
@@ -401,8 +380,6 @@ def reasoning(scene: Scene) -> list[tuple[int, str, str, str]]:
     rules = {shape: rule for shape, rule in _RULES.items() if shape != "circle" or "ring" not in shapes}
     return [(i, *rules[shape]) for i, shape in enumerate(shapes) if shape in rules and shapes.count(shape) == 1]
 
-
-# ---------------------------------------------------------------- language
 
 SPECIAL_TOKENS = (
     *("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"),
@@ -430,8 +407,7 @@ def corpus(scenes: int = 1000) -> Iterator[str]:
         names = [thing.shape for thing in scene.things]
         yield from ("sky", scene.ground, " ".join(caption(scene)[:2]))
         yield _WORDINGS[index % len(_WORDINGS)].format(phrase(scene.things[0]), ", ".join(names))
-        for pair in questions(scene):
-            yield from pair
+        yield from chain(*questions(scene))
         for found in expressions(scene):
             for sentences in found.values():
                 yield from sentences[index % 3 :: 3][:3]
@@ -440,11 +416,9 @@ def corpus(scenes: int = 1000) -> Iterator[str]:
 
 
 def train_tokenizer(root: str | Path, size: int = 640) -> None:
-    """Train a byte-level BPE of `size` entries on the corpus and save it as a transformers folder.
-
-    Special tokens come first, with `<unk>` as padding at 0, and the three of segmentation last. Any text
-    encodes without `<unk>`, and decodes to what it was.
-    """
+    """Train a byte-level BPE of `size` entries on the corpus and save it as a transformers folder. Special tokens come
+    first, with `<unk>` as padding at 0, and the three of segmentation last. Any text encodes without `<unk>`, and
+    decodes to what it was."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -452,11 +426,9 @@ def train_tokenizer(root: str | Path, size: int = 640) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SEGMENTATION_TOKENS),
-        special_tokens=list(SPECIAL_TOKENS),
+        vocab_size=size - len(SEGMENTATION_TOKENS), special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens(list(SEGMENTATION_TOKENS))
     roles = {"unk_token": "<unk>", "pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -16,10 +16,8 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Connector(nn.Module):
-    """One branch per level: three normalised convolutions without activations, then a pixel shuffle.
-
-    Level i has `scales[i]` times the resolution of its input (a power of two) and `out_channels[i]` channels.
-    """
+    """One branch per level: three normalised convolutions without activations, then a pixel shuffle. Level i has
+    `scales[i]` times the resolution of its input (a power of two) and `out_channels[i]` channels."""
 
     def __init__(
         self, in_channels: int, hidden_channels: int = 512, out_channels: Sequence[int] = (512, 1024, 2048),

@@ -1,13 +1,12 @@
 """The losses: text, class, mask and dice, over all decoder outputs at once, on sampled points."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..structures import IGNORE_INDEX, Batch, ModelOutput, Target
+from ..structures import IGNORE_INDEX, Batch, DecoderItems, ModelOutput, Target
 from .matcher import Matcher, sample_ids
 
 
@@ -63,18 +62,12 @@ class Criterion:
             class_weight=matched + self.no_object_weight * (queries - matched),
         )
 
-    def __call__(
-        self, output: ModelOutput, batch: Batch, counts: Counts, draws: Draws | None = None
-    ) -> dict[str, Tensor]:
-        """Weighted losses of a batch; their sum is the training loss.
-
-        Args:
-            counts: global counts; `self.count(batch, Q)` when this batch is all there is.
-            draws: recorded points; drawn per item from `batch.items.keys` otherwise.
-        """
+    def __call__(self, output: ModelOutput, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+        """Weighted losses of a batch; their sum is the training loss. `counts` are global: `self.count(batch, Q)` when
+        this batch is all there is."""
         losses = {"text": self.text_loss(output, counts) + output.idle}
         if len(batch.items):
-            losses |= {name: loss.sum() for name, loss in self.layer_losses(output, batch, counts, draws).items()}
+            losses |= {name: loss.sum() for name, loss in self.layer_losses(output, batch, counts).items()}
         return losses
 
     def text_loss(self, output: ModelOutput, counts: Counts) -> Tensor:
@@ -85,12 +78,13 @@ class Criterion:
     def layer_losses(
         self, output: ModelOutput, batch: Batch, counts: Counts, draws: Draws | None = None
     ) -> dict[str, Tensor]:
-        """Weighted `cls`, `mask` and `dice` loss of every decoder output, float[L] each."""
+        """Weighted `cls`, `mask` and `dice` loss of every decoder output, float[L] each. Without recorded `draws` the
+        points of an item are drawn from its key."""
         items = batch.items
         embeds, class_logits = output.mask_embeds.float(), output.class_logits
         features = output.mask_features.float()
         L, D, Q, _ = embeds.shape
-        draws = draws or self._draw(items.keys, items.targets, L, Q, embeds.device)
+        draws = draws or self._draw(items, L, Q, embeds.device)
         class_probs = class_logits.detach().softmax(-1)
         with torch.no_grad():
             costs = []
@@ -131,24 +125,22 @@ class Criterion:
         """BCE and dice of N matched masks, float[N] each, from mask logits float[N, h, w]; PointRend's choice of points
         (arXiv 1912.08193)."""
         with torch.no_grad():
-            certainty = _sample(logits, oversampled).abs()
+            certainty = _sample(logits[:, None], oversampled)[:, 0].abs()
             kept = certainty.topk(3 * self.num_points // 4, dim=1, largest=False, sorted=False).indices
             points = torch.cat([oversampled.gather(1, kept[..., None].expand(-1, -1, 2)), uniform], dim=1)
             targets = sample_ids(ids, index, points)
-        x = _sample(logits, points)
+        x = _sample(logits[:, None], points)[:, 0]
         mask = F.binary_cross_entropy_with_logits(x, targets, reduction="none").mean(1)
         probs = x.sigmoid()
         dice = 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
         return mask, dice
 
-    def _draw(
-        self, keys: Sequence[int], targets: Sequence[Target], layers: int, queries: int, device: torch.device
-    ) -> Draws:
+    def _draw(self, items: DecoderItems, layers: int, queries: int, device: torch.device) -> Draws:
         """Points of every item from its own key, so that they do not depend on what else is in the batch."""
         generator = torch.Generator(device)
         P = self.num_points
         matcher, oversampled, uniform = [], [], []
-        for key, target in zip(keys, targets, strict=True):
+        for key, target in zip(items.keys, items.targets, strict=True):
             generator.manual_seed(key)
             M = min(len(target.index), queries)
             matcher.append(torch.rand(1, P, 2, generator=generator, device=device))
@@ -158,9 +150,9 @@ class Criterion:
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples float[N, P] of maps float[N, h, w] at points float[N, P, 2], (x, y) in [0, 1]; zeros outside."""
-    grid = 2 * points[:, :, None] - 1
-    return F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, :, 0]
+    """Bilinear samples of maps float[N, C, h, w] at points float[N, P, 2], (x, y) in [0, 1]: float[N, C, P]; zeros
+    outside."""
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
 
 
 def _at_points(embeds: Tensor, features: Tensor, target: Target, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,9 +160,6 @@ def _at_points(embeds: Tensor, features: Tensor, target: Target, points: Tensor)
 
     Logits are linear in the mask features, so the features are sampled, not Q masks; once if the layers share points.
     """
-    shared = points.stride(0) == 0 or len(points) == 1
-    at = points[:1] if shared else points
-    grid = (2 * at[:, :, None] - 1).expand(-1, -1, -1, 2)
-    sampled = F.grid_sample(features.expand(len(at), -1, -1, -1), grid, align_corners=False)[..., 0]  # [1 or L, C, P]
-    masks = torch.stack([sample_ids(target.ids, target.index, p) for p in at])
-    return embeds @ sampled, masks[0] if shared else masks
+    at = points[:1] if points.stride(0) == 0 else points
+    masks = torch.stack([sample_ids(target.ids, target.index, p) for p in at]).squeeze(0)  # [N, P] where they share
+    return embeds @ _sample(features.expand(len(at), -1, -1, -1), at), masks

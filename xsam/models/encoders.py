@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import SamVisionConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.models.sam.modeling_sam import SAM_VISION_ATTENTION_CLASSES, SamVisionAttention, SamVisionLayer
 
 from ..structures import UserError
 
@@ -39,8 +40,7 @@ class ResidualStem(nn.Module):
         self.down = nn.ModuleList(_conv_norm(a, b, stride=2) for a, b in itertools.pairwise(widths))
         self.block = nn.ModuleList(nn.Sequential(_conv_norm(c, c), nn.GELU(), _conv_norm(c, c)) for c in widths[1:])
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = images
+    def forward(self, x: Tensor) -> Tensor:
         for down, block in zip(self.down, self.block, strict=True):
             x = F.gelu(down(x))
             x = F.gelu(x + block(x))
@@ -61,10 +61,7 @@ class Encoder(nn.Module):
     std: tuple[float, ...]
     channels: int
     image_size: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gradient_checkpointing = False
+    gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute every block in the backward pass instead of keeping its activations."""
@@ -82,7 +79,7 @@ class Encoder(nn.Module):
             raise UserError(f"{built} and got {h} x {w}; give the encoder and the images the same size")
 
 
-class SamAttention(nn.Module):
+class SamAttention(SamVisionAttention):
     """Self-attention on a square grid with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
 
     score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two depend on j only
@@ -90,21 +87,13 @@ class SamAttention(nn.Module):
     no N x N bias in memory.
     """
 
-    def __init__(self, channels: int, num_heads: int, side: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, channels // num_heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, channels // num_heads))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, side, side, C] -> the same shape."""
-        b, s, _, c = x.shape
-        qkv = self.qkv(x).view(b, s, s, 3, self.num_heads, -1)
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+        """float[B, side, side, C] -> the same shape, and no attention weights."""
+        b, s, _, c = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(b, s, s, 3, self.num_attention_heads, -1)
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # each [b, heads, s, s, d]
         d = q.shape[-1]
-        position = torch.arange(s, device=x.device)
+        position = torch.arange(s, device=q.device)
         offset = position[:, None] - position + s - 1
         rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offset])
         columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offset])
@@ -114,42 +103,16 @@ class SamAttention(nn.Module):
         value = F.pad(v, (0, 2 * s))  # the flash kernels want one width for all three
         query, key, value = (t.flatten(2, 3) for t in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return self.proj(out[..., :d].transpose(1, 2).reshape(b, s, s, c))
+        return self.proj(out[..., :d].transpose(1, 2).reshape(b, s, s, c)), None
 
 
-class SamLayer(nn.Module):
-    """Pre-norm transformer block; attends inside windows of `window_size`, or everywhere if that is 0."""
-
-    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, grid: int, window_size: int) -> None:
-        super().__init__()
-        self.window_size = window_size
-        self.layer_norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = SamAttention(channels, num_heads, window_size or grid)
-        self.layer_norm2 = nn.LayerNorm(channels, eps=1e-6)
-        hidden = int(channels * mlp_ratio)
-        layers = OrderedDict(lin1=nn.Linear(channels, hidden), gelu=nn.GELU(), lin2=nn.Linear(hidden, channels))
-        self.mlp = nn.Sequential(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, h, w, C] -> the same shape."""
-        y = self.layer_norm1(x)
-        x = x + (self._windowed(y) if self.window_size else self.attn(y))
-        return x + self.mlp(self.layer_norm2(x))
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        b, h, w, c = x.shape
-        s = self.window_size
-        x = F.pad(x, (0, 0, 0, -w % s, 0, -h % s))  # SAM was trained with the padding attended to: no mask
-        rows, columns = x.shape[1] // s, x.shape[2] // s
-        x = x.view(b, rows, s, columns, s, c).transpose(2, 3).reshape(-1, s, s, c)
-        x = self.attn(x).view(b, rows, columns, s, s, c).transpose(2, 3)
-        return x.reshape(b, rows * s, columns * s, c)[:, :h, :w]
+SAM_VISION_ATTENTION_CLASSES["folded"] = SamAttention  # where transformers' layers look theirs up
 
 
 class SamEncoder(Encoder):
     """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L.
 
-    Parameter names are those of transformers' SamVisionEncoder.
+    Layers and names are those of transformers' SamVisionEncoder: the padding of the last windows is attended to.
     """
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -166,10 +129,12 @@ class SamEncoder(Encoder):
         patchify = nn.Sequential(OrderedDict(projection=nn.Conv2d(3, channels, patch_size, stride=patch_size)))
         self.patch_embed = _stem(stem, channels, patch_size, patchify)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid, self.grid, channels))
-        self.layers = nn.ModuleList(
-            SamLayer(channels, num_heads, mlp_ratio, self.grid, 0 if i in self.global_blocks else window_size)
-            for i in range(depth)
-        )
+        config = SamVisionConfig(
+            hidden_size=channels, mlp_dim=int(channels * mlp_ratio), num_attention_heads=num_heads,
+            image_size=image_size, patch_size=patch_size, attn_implementation="folded",
+        )  # fmt: skip
+        windows = [0 if i in self.global_blocks else window_size for i in range(depth)]  # 0 = attends everywhere
+        self.layers = nn.ModuleList(SamVisionLayer(config, window) for window in windows)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
@@ -205,19 +170,18 @@ def _check_indices(indices: Sequence[int], first: int, depth: int) -> None:
 
 
 def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: str = "") -> dict[str, Tensor]:
-    """A copy of a SAM state dict with its positions interpolated to the size of `encoder`; `prefix`: before each name.
+    """The positions of a SAM state dict interpolated to the size of `encoder`; `prefix`: before each name.
 
-    Changes `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear).
+    These are `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear).
     """
-    state = dict(state)
-    name = f"{prefix}pos_embed"
-    grid = F.interpolate(state[name].float().permute(0, 3, 1, 2), size=(encoder.grid, encoder.grid), mode="bilinear")
-    state[name] = grid.permute(0, 2, 3, 1).to(state[name].dtype)
+    name, side = f"{prefix}pos_embed", encoder.grid
+    grid = F.interpolate(state[name].float().permute(0, 3, 1, 2), size=(side, side), mode="bilinear")
+    resized = {name: grid.permute(0, 2, 3, 1).to(state[name].dtype)}
     for block, axis in itertools.product(encoder.global_blocks, "hw"):
         name = f"{prefix}layers.{block}.attn.rel_pos_{axis}"
-        table = F.interpolate(state[name].float().T[None], size=2 * encoder.grid - 1, mode="linear")
-        state[name] = table[0].T.to(state[name].dtype)
-    return state
+        table = F.interpolate(state[name].float().T[None], size=2 * side - 1, mode="linear")
+        resized[name] = table[0].T.to(state[name].dtype)
+    return resized
 
 
 def resize_grid(table: Tensor, cells: int) -> Tensor:
@@ -263,13 +227,17 @@ class SiglipEncoder(Encoder):
 
 
 class TimmEncoder(Encoder):
-    """A timm ViT cut after block `last`, without final norm and head."""
+    """A timm ViT cut after block `last`, without final norm and head. An unknown name raises UserError.
 
-    def __init__(self, name: str, image_size: int, last: int, overrides: Mapping[str, Any]) -> None:
+    `overrides` go to timm.create_model.
+    """
+
+    last: int  # -1 = the last
+
+    def __init__(self, *, name: str, image_size: int, **overrides: Any) -> None:
         super().__init__()
-        self.name, self.image_size = name, image_size
-        self._last, self._overrides = last, overrides
-        self.vit = _timm_vit(name, image_size, last, overrides)
+        self.name, self.image_size, self.overrides = name, image_size, overrides
+        self.vit = self._vit()
         self.channels = self.vit.embed_dim
         self.mean = self.vit.pretrained_cfg["mean"]
         self.std = self.vit.pretrained_cfg["std"]
@@ -279,9 +247,9 @@ class TimmEncoder(Encoder):
 
         Raises UserError if they do not fit.
         """
-        given = {"num_classes": 0, "pretrained_cfg_overlay": {"state_dict": dict(tensors)}}
+        overlay = {"state_dict": dict(tensors)}
         try:
-            vit = _timm_vit(self.name, self.image_size, self._last, {**self._overrides, **given}, pretrained=True)
+            vit = self._vit(pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except RuntimeError as error:
             reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
             raise UserError(f"the weights of timm's {self.name} do not fit: {reason}") from None
@@ -295,27 +263,22 @@ class TimmEncoder(Encoder):
         self._check_size(images)
         return self.vit.forward_intermediates(images, indices=list(blocks), stop_early=True, intermediates_only=True)
 
+    def _vit(self, **options: Any) -> Any:
+        import timm  # takes two seconds, and only configs that name a timm backbone need it
 
-def _timm_vit(name: str, image_size: int, last: int, overrides: Mapping[str, Any], pretrained: bool = False) -> Any:
-    import timm  # takes two seconds, and only configs that name a timm backbone need it
-
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}; timm.list_models('*vit*') lists them")
-    vit = timm.create_model(name, pretrained=pretrained, img_size=image_size, **overrides)
-    if not (hasattr(vit, "blocks") and hasattr(vit, "forward_intermediates")):
-        raise UserError(f"timm model {name!r} is not a plain ViT; choose a vit_*, samvit_* or eva*")
-    vit.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
-    return vit
+        if not timm.is_model(self.name):
+            raise UserError(f"timm has no model {self.name!r}; timm.list_models('*vit*') lists them")
+        vit = timm.create_model(self.name, img_size=self.image_size, **{**self.overrides, **options})
+        if not (hasattr(vit, "blocks") and hasattr(vit, "forward_intermediates")):
+            raise UserError(f"timm model {self.name!r} is not a plain ViT; choose a vit_*, samvit_* or eva*")
+        vit.prune_intermediate_layers([self.last], prune_norm=True, prune_head=True)
+        return vit
 
 
 class TimmVisionEncoder(TimmEncoder):
-    """A timm ViT as vision encoder: the patch tokens after block `out_block` (-1 = the last).
+    """A timm ViT as vision encoder: the patch tokens after the last block but one."""
 
-    `overrides` go to timm.create_model, here and in TimmSegEncoder. An unknown name raises UserError.
-    """
-
-    def __init__(self, *, name: str, image_size: int, out_block: int = -2, **overrides: Any) -> None:
-        super().__init__(name, image_size, out_block, overrides)
+    last = -2
 
     def forward(self, images: Tensor) -> Tensor:
         """float[B, 3, s, s] -> float[B, N, C], row-major. Raises UserError if s is not `image_size`."""
@@ -325,8 +288,7 @@ class TimmVisionEncoder(TimmEncoder):
 class TimmSegEncoder(TimmEncoder):
     """A timm ViT as segmentation encoder."""
 
-    def __init__(self, *, name: str, image_size: int, **overrides: Any) -> None:
-        super().__init__(name, image_size, -1, overrides)
+    last = -1
 
     def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.

@@ -15,13 +15,11 @@ from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN
 
 
 def causal_lm(*, model_type: str, sliding_window: int | None = None, **sizes: Any) -> PreTrainedModel:
-    """A causal language model with random weights, from sizes alone (`hidden_size`, `num_hidden_layers`, ...).
+    """A causal language model of a transformers architecture ("phi3", "qwen3", ..) with random weights, from `sizes`
+    alone (`hidden_size`, `num_hidden_layers`, ..).
 
-    Args:
-        model_type: a transformers architecture: "phi3", "qwen3", ...
-        sliding_window: how far back a token sees beyond itself: key j is visible iff i - sliding_window <= j <= i,
-            as X-SAM's weights were trained (window 2047 of flash-attention). transformers counts the token itself,
-            hence + 1.
+    sliding_window: how far back a token sees beyond itself: key j is visible iff i - sliding_window <= j <= i, as
+    X-SAM's weights were trained (window 2047 of flash-attention). transformers counts the token itself, hence + 1.
     """
     window = {} if sliding_window is None else {"sliding_window": sliding_window + 1}
     config = AutoConfig.for_model(model_type, **window, **sizes)
@@ -45,10 +43,8 @@ def splice(
 
     Args:
         embed_tokens: the embedding table.
-        input_ids: int64[B, T] with IMAGE_TOKEN and REGION_TOKEN.
-        lengths: int64[B], tokens of each row; what follows is padding.
+        input_ids, lengths, image_index: as in `Batch`.
         image_tokens: float[I, n, C].
-        image_index: int64[B], image of each row, -1 = none.
         regions: float[R, C], in reading order of the placeholders.
     """
     is_image, is_region = input_ids == IMAGE_TOKEN, input_ids == REGION_TOKEN
@@ -76,9 +72,7 @@ def splice(
 def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits only where a supervised token is predicted: float[T', V], and those tokens int64[T'].
 
-    Args:
-        hidden: float[B, T', C], the last states.
-        labels: int64[B, T] of the original tokens; the first token of a row is never predicted.
+    hidden: float[B, T', C]. labels: int64[B, T] of the original tokens; the first token of a row is never predicted.
     """
     rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
     before = spliced.positions[rows, columns + 1] - 1
@@ -95,28 +89,21 @@ def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids
     device = spliced.embeds.device
     positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding
     mask = positions >= 0
+    embeds = spliced.embeds[torch.arange(B, device=device)[:, None], positions % T]
+    places = positions.clamp(min=0)
     cache = DynamicCache(config=llm.config)
-    last = llm.model(
-        inputs_embeds=spliced.embeds[torch.arange(B, device=device)[:, None], positions % T],
-        attention_mask=None if bool(mask.all()) else mask.long(),
-        position_ids=positions.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
     stops = torch.tensor(stop_ids, device=device)
     done = torch.zeros(B, dtype=torch.bool, device=device)
     token = torch.zeros(B, dtype=torch.long, device=device)
     for step in range(max_new_tokens):
-        token = torch.where(done, token, llm.lm_head(last).argmax(-1))
+        states = llm.model(
+            inputs_embeds=embeds, attention_mask=None if bool(mask.all()) else mask.long(), position_ids=places,
+            past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        token = torch.where(done, token, llm.lm_head(states[:, -1]).argmax(-1))
         yield token
         done |= torch.isin(token, stops)
         if bool(done.all()):
             return
         mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-        last = llm.model(
-            inputs_embeds=llm.get_input_embeddings()(token)[:, None],
-            attention_mask=None if bool(mask.all()) else mask.long(),
-            position_ids=(spliced.lengths + step)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        embeds, places = llm.get_input_embeddings()(token)[:, None], (spliced.lengths + step)[:, None]

@@ -57,13 +57,10 @@ def inject(model: nn.Module, lora: Lora) -> None:
             raise UserError(f"config key stage.lora.modules: {name!r} has adapters already; name every module once")
         linear = [n for n, module in below.items() if isinstance(module, nn.Linear) and n.split(".")[-1] != HEAD]
         if not all(linear) or not linear:
-            raise UserError(
-                f"config key stage.lora.modules: below {name!r} is no linear layer; name what is around one"
-            )
+            problem = f"below {name!r} is no linear layer; name what is around one"
+            raise UserError(f"config key stage.lora.modules: {problem}")
         modules[name].requires_grad_(False)
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=linear, bias="none"
-        )
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=linear)
         inject_adapter_in_model(config, modules[name])
 
 
@@ -76,9 +73,7 @@ def of_config(config: Mapping[str, Any]) -> Lora | None:
 def merge(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Plain weights: every adapter added to its matrix, in fp32, in the matrix's precision and under its plain name.
 
-    Args:
-        tensors: the weights of a run folder.
-        config: that folder's config; without adapters the tensors are returned as they are.
+    Takes the weights and the config of a run folder; without adapters the weights are returned as they are.
     """
     lora = of_config(config)
     if lora is None:

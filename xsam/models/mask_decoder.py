@@ -9,25 +9,27 @@ from torch import Tensor, nn
 from .pixel_decoder import sine_positions
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, allowed: Tensor | None = None) -> Tensor:
+    """Multi-head attention float[D, Q, C] of projected queries float[D, Q, C] to keys and values float[D, N, C].
+
+    allowed: bool[D, 1, Q, N], true where a query may look; the same for all heads. None: everywhere.
+    """
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention among the queries; positions enter queries and keys only."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(channels, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
-        self.out_proj = nn.Linear(channels, channels)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(channels, channels) for _ in range(4))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """float[D, Q, C] -> float[D, Q, C]; `positions` float[Q, C]."""
         placed = x + positions
-        q, k, v = (
-            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for t in (self.q_proj(placed), self.k_proj(placed), self.v_proj(x))
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(self.q_proj(placed), self.k_proj(placed), self.v_proj(x), self.num_heads))
 
 
 class MaskedCrossAttention(nn.Module):
@@ -42,23 +44,14 @@ class MaskedCrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor) -> Tensor:
-        """Attend.
+        """float[D, Q, C] from queries `x` float[D, Q, C], with their positions, to the pixels of their images.
 
-        Args:
-            x: float[D, Q, C], queries with their positions.
-            keys, values: float[I, N, C], pixels of each image; projected once however many items share an image.
-            item_image: int64[D].
-            allowed: bool[D, 1, Q, N], true where a query may look; the same for all heads.
+        keys, values: float[I, N, C], projected once however many items share an image. item_image: int64[D].
         """
-        wq, wk, wv = self.in_proj_weight.chunk(3)
-        bq, bk, bv = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(t, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for t, w, b in ((x, wq, bq), (keys, wk, bk), (values, wv, bv))
-        )
+        weights = zip((x, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        q, k, v = (F.linear(*each) for each in weights)
         k, v = k.index_select(0, item_image), v.index_select(0, item_image)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return self.out_proj(attend(q, k, v, self.num_heads, allowed))
 
 
 class MaskDecoderLayer(nn.Module):
@@ -84,11 +77,8 @@ class MaskDecoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Q learned queries, conditioned on a `<SEG>` embedding, become mask embeddings; every step is supervised.
-
-    Args:
-        depth: number of blocks; there are depth + 1 outputs, the first before any block.
-    """
+    """Q learned queries, conditioned on a `<SEG>` embedding, become mask embeddings; every step is supervised: there
+    are `depth` + 1 outputs, the first before any block."""
 
     def __init__(
         self, channels: int = 256, num_queries: int = 200, depth: int = 9, num_heads: int = 8, feedforward: int = 2048,

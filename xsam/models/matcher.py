@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .deformable import corners
+
 
 @dataclass(frozen=True, slots=True)
 class Matches:
@@ -23,28 +25,17 @@ def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
 
     Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
 
-    Args:
-        ids: int16[layers, S, S], -1 = none.
-        index: int64[N], the masks.
-        points: float[P, 2] shared by the masks, or float[N, P, 2]; (x, y) in [0, 1].
+    ids: int16[layers, S, S], -1 = none. index: int64[N], the masks. points: float[P, 2] shared by the masks, or
+    float[N, P, 2]; (x, y) in [0, 1].
     """
-    layers, height, width = ids.shape
-    flat = F.pad(ids.flatten(1), (0, 1), value=-1)  # the last cell stands for everything outside
-    position = points.float() * points.new_tensor([width, height], dtype=torch.float32) - 0.5
-    corner = position.floor()
-    fraction = position - corner
-    corner = corner.long()
+    height, width = ids.shape[1:]
+    layers = F.pad(ids.flatten(1), (0, 1), value=-1)  # the last cell stands for everything outside
     index = index.to(ids.dtype)[:, None]
     sampled = torch.zeros((len(index), points.shape[-2]), device=points.device)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            x, y = corner[..., 0] + dx, corner[..., 1] + dy
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            cell = torch.where(inside, y * width + x, height * width)
-            along_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            along_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            for layer in range(layers):  # a mask lives in one layer, so layers add up
-                sampled += along_x * along_y * (flat[layer][cell] == index)
+    for cell, inside, along_x, along_y in corners(points.float(), torch.tensor([width, height], device=points.device)):
+        cell = torch.where(inside, cell, height * width)
+        for layer in layers:  # a mask lives in one of them, so they add up
+            sampled += along_x * along_y * (layer[cell] == index)
     return sampled
 
 
@@ -57,11 +48,8 @@ class Matcher:
     def costs(self, mask_logits: Tensor, targets: Tensor, class_probs: Tensor, labels: Tensor) -> Tensor:
         """Cost of every pair in every layer, float[L, Q, N].
 
-        Args:
-            mask_logits: float[L, Q, P] at the sampled points.
-            targets: float[N, P], the masks at the same points, or float[L, N, P].
-            class_probs: float[L, Q, K + 1].
-            labels: int64[N].
+        mask_logits: float[L, Q, P] at the sampled points. targets: float[N, P], the masks at the same points, or
+        float[L, N, P]. class_probs: float[L, Q, K + 1]. labels: int64[N].
         """
         points = mask_logits.shape[-1]
         targets_t = targets.transpose(-1, -2)
@@ -76,15 +64,10 @@ class Matcher:
 
     def assign(self, costs: Sequence[Tensor]) -> list[Matches]:
         """Solve all layers of all items after a single copy to the host. Takes float[L, Q, N] of each item."""
-        device = costs[0].device
-        on_host = torch.cat([c.flatten(1) for c in costs], dim=1).cpu().numpy()  # [L, sum of Q * N]
-        pairs, start = [], 0
-        for cost in costs:
-            layers, queries, targets = cost.shape
-            tables = on_host[:, start : start + queries * targets].reshape(layers, queries, targets)
-            start += queries * targets
-            pairs.append(np.array([linear_sum_assignment(table) for table in tables]).reshape(layers, 2, -1))
-        flat = torch.from_numpy(np.concatenate([p.reshape(-1) for p in pairs]).astype(np.int64)).to(device)
-        parts = flat.split([p.size for p in pairs])
-        shaped = [part.view(*p.shape) for part, p in zip(parts, pairs, strict=True)]
-        return [Matches(part[:, 0], part[:, 1]) for part in shaped]
+        on_host = torch.cat([cost.flatten(1) for cost in costs], 1).cpu()  # [L, sum of Q * N]
+        pairs = []
+        for cost, part in zip(costs, on_host.split([cost[0].numel() for cost in costs], 1), strict=True):
+            solved = [linear_sum_assignment(table) for table in part.reshape(cost.shape).numpy()]
+            pairs.append(torch.from_numpy(np.array(solved)).view(len(cost), 2, -1))
+        parts = torch.cat(pairs, 2).to(costs[0].device).split([pair.shape[2] for pair in pairs], 2)
+        return [Matches(*part.unbind(1)) for part in parts]

@@ -61,22 +61,13 @@ class PixelDecoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Mix three feature levels and make the mask features, all at the finest level's resolution (1/8 in X-SAM).
-
-    Args:
-        in_channels: channels of the pyramid, finest level first, as the connector gives it.
-        channels: width of the decoder, of its outputs and of the mask features.
-        depth: number of deformable layers.
-    """
+    """Mix three feature levels and make the mask features, at the finest level's resolution (1/8 in X-SAM).
+    `in_channels` are those of the levels, finest first, as the connector gives them; all outputs have `channels`."""
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        channels: int = 256,
-        depth: int = 6,
-        num_heads: int = 8,
+        self, in_channels: Sequence[int], channels: int = 256, depth: int = 6, num_heads: int = 8,
         feedforward: int = 1024,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         coarse_first = list(in_channels)[::-1]
         self.input_projections = nn.ModuleList(

@@ -6,10 +6,8 @@ from ..structures import UserError
 
 
 def pixel_unshuffle(x: Tensor, factor: int = 2) -> Tensor:
-    """float[B, h, w, C] -> float[B, h/f, w/f, f*f*C]: the cells of each f x f block side by side, row by row.
-
-    nn.PixelUnshuffle puts the channel first instead. Raises UserError if f does not divide the grid.
-    """
+    """float[B, h, w, C] -> float[B, h/f, w/f, f*f*C]: the cells of each f x f block side by side, row by row
+    (nn.PixelUnshuffle puts the channel first). Raises UserError if f does not divide the grid."""
     b, h, w, c = x.shape
     if h % factor or w % factor:
         raise UserError(f"a {h} x {w} feature grid does not fold by {factor}; change image_size")
@@ -18,10 +16,8 @@ def pixel_unshuffle(x: Tensor, factor: int = 2) -> Tensor:
 
 
 def pixel_shuffle_columns_first(x: Tensor, factor: int = 2) -> Tensor:
-    """float[B, h, w, f*f*C] -> float[B, h*f, w*f, C].
-
-    Order (column, row, channel): not the inverse of `pixel_unshuffle`; the released weights were trained so.
-    """
+    """float[B, h, w, f*f*C] -> float[B, h*f, w*f, C]. The order is (column, row, channel): not the inverse of
+    `pixel_unshuffle`; the released weights were trained so."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2).permute(0, 1, 4, 2, 3, 5)
     return x.reshape(b, h * factor, w * factor, -1)

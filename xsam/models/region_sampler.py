@@ -10,10 +10,10 @@ class RegionSampler(nn.Module):
     """Bilinear samples of the segmentation tokens at P points, then the maximum over the points."""
 
     def forward(self, features: Tensor, points: Tensor, region_image: Tensor) -> Tensor:
-        """One vector per region, float[R, C].
+        """One vector per region, float[R, C], sampled in float32.
 
-        features: float[I, N, C], N = g * g tokens, row-major; points: float[R, P, 2], (x, y) in [0, 1], where
-        0 and 1 are the centres of the outermost cells; region_image: int64[R]. Samples in float32.
+        features: float[I, N, C], N = g * g tokens, row-major. points: float[R, P, 2], (x, y) in [0, 1], where 0 and 1
+        are the centres of the outermost cells. region_image: int64[R].
         """
         n, channels = features.shape[1:]
         side = math.isqrt(n)

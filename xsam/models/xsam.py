@@ -116,11 +116,10 @@ class XSamModel(nn.Module):
             side = self.seg_encoder.image_size
             seen = self.vision_encoder.image_size if self.vision_encoder is not None else 0
             batch = replace(
-                batch,
-                pixel_values=batch.pixel_values.new_zeros(1, 3, seen, seen),
+                batch, pixel_values=batch.pixel_values.new_zeros(1, 3, seen, seen),
                 seg_pixel_values=batch.seg_pixel_values.new_zeros(1, 3, side, side),
                 seg_sizes=batch.seg_sizes.new_full((1, 2), side),
-            )
+            )  # fmt: skip
         if not len(batch.items) and self.mask_decoder is not None:
             first = batch.image_index.new_zeros(1)
             batch = replace(batch, items=DecoderItems(first, first, first - 1, first[:, None] - 1))
@@ -154,15 +153,10 @@ class XSamModel(nn.Module):
         return splice(embed_tokens, batch.input_ids, batch.lengths, features.tokens, batch.image_index, regions)
 
     def conditions(self, batch: Batch, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The language model's side of the decoder.
+        """Condition embeddings float[S, C] of all spans of the batch (the mean over a span's projected states, tags
+        included), and the projected states at the `<SEG>` of every item, float[D, C].
 
-        Args:
-            hidden: float[B, T', C], last states.
-            positions: int64[B, T], where each token of the batch stands in `hidden`.
-
-        Returns:
-            Condition embeddings float[S, C] of all spans of the batch (the mean over a span's projected states, tags
-            included), and the states at the `<SEG>` of every item, float[D, C].
+        hidden: float[B, T', C], last states. positions: int64[B, T], where each token of the batch stands there.
         """
         assert self.phrase_projector is not None
         rows, columns = (batch.span_ids >= 0).nonzero(as_tuple=True)
@@ -195,12 +189,9 @@ def _learns(module: nn.Module) -> bool:
 
 
 def normalize(pixels: Tensor, encoder: Encoder, sizes: Tensor | None = None) -> Tensor:
-    """uint8 to the encoder's normalised dtype on the device; floats pass as already normalised.
+    """uint8[I, 3, H, W] to what the encoder was pre-trained on, in its dtype; floats pass as already normalised.
 
-    Args:
-        pixels: uint8[I, 3, H, W].
-        encoder: has `mean` and `std` of its pre-training, in [0, 1].
-        sizes: int64[I, 2], (h, w) of the image inside the frame; what lies outside becomes zero *after* normalisation.
+    sizes: int64[I, 2], (h, w) of the image inside the frame; what lies outside becomes zero *after* normalisation.
     """
     dtype = next(encoder.parameters()).dtype
     if pixels.dtype != torch.uint8:

@@ -1,8 +1,7 @@
 """The public door: a trained folder in, words and clicks in, masks and text out.
 
 model = XSam.from_pretrained("runs/shapes/stage3")
-result = model.refer("picture.png", "the small green ring")
-"""
+result = model.refer("picture.png", "the small green ring")"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,8 +62,7 @@ def load(
         checkpoint: a run folder, another file of weights, or a hub name; "random" asks for random weights.
         config_path: the config to build; by default the one stored in the checkpoint's folder.
         overrides: `a.b=value` changes of the config.
-        new: patterns of what may be missing in the checkpoint, and is random then.
-    """
+        new: patterns of what may be missing in the checkpoint, and is random then."""
     folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
     stored = folder / "config.json"
     if not config_path and (checkpoint == RANDOM or not stored.is_file()):

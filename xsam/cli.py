@@ -1,7 +1,6 @@
 """The verbs: `xsam VERB ...`, or `python tools/VERB.py ...`, which is the same program.
 
-Exit codes: 0 done; 1 it ran, but something failed or is out of tolerance; 2 the user must change something.
-"""
+Exit codes: 0 done; 1 it ran, but something failed or is out of tolerance; 2 the user must change something."""
 
 import argparse
 import json

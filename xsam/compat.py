@@ -3,8 +3,7 @@
 torchvision wheels on PyPI are CUDA builds; beside a CPU build of torch their compiled operators do not load and
 `import torchvision` raises `RuntimeError: operator torchvision::nms does not exist`, in timm, peft and parts of
 transformers, too. Declaring the two schemas that torchvision decorates while it is imported is enough for everything
-X-SAM uses; the operators themselves (nms, roi_pool) stay unavailable and X-SAM does not call them.
-"""
+X-SAM uses; the operators themselves (nms, roi_pool) stay unavailable and X-SAM does not call them."""
 
 import os
 import sys
@@ -39,8 +38,7 @@ def prepare_deepspeed() -> None:
     """Keep DeepSpeed from compiling C++ on its first start; call before `deepspeed.init_distributed`.
 
     On a CPU it would build `deepspeed_shm_comm` (two minutes that look like a hang, and a stale lock when killed);
-    only the shared-memory all-reduce of its inference engine needs it.
-    """
+    only the shared-memory all-reduce of its inference engine needs it."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops import __compatible_ops__

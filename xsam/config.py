@@ -2,8 +2,7 @@
 
 A config is a Python file of data: `model`, `processor`, `criterion`, `mixture`, `benchmarks` and `stage` at the top,
 composed with mmengine's `read_base`. `type=` holds an imported class or function of this package; nothing is called
-before `build`.
-"""
+before `build`."""
 
 import ast
 import importlib
@@ -27,8 +26,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides.
 
     Returns plain dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
-    Raises UserError for a missing file, a config that does not load, or an override of a key that is not there.
-    """
+    Raises UserError for a missing file, a config that does not load, or an override of a key that is not there."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"

@@ -2,8 +2,7 @@
 
 Shape symbols, used throughout the package: B samples (rows of text), I images, T tokens, D decoder items (one `<SEG>`
 each), Q queries, C channels, K candidate conditions, N targets of one item, M targets of a batch, L supervised decoder
-outputs, P points, H x W an image, h x w a feature grid, S the side of the square segmentation frame.
-"""
+outputs, P points, H x W an image, h x w a feature grid, S the side of the square segmentation frame."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -49,8 +48,7 @@ class Region:
 class SegmentMap:
     """N masks of one image, held as a few small integer maps instead of N dense masks.
 
-    Mask i is `(ids == i).any(0)`. Masks that overlap stand in different layers; a panoptic map needs one layer.
-    """
+    Mask i is `(ids == i).any(0)`. Masks that overlap stand in different layers; a panoptic map needs one layer."""
 
     ids: np.ndarray = field(default_factory=lambda: np.full((1, 0, 0), -1, np.int16))  # int16[layers, H, W], -1 = none
     count: int = 0  # N; a mask may be empty
@@ -66,8 +64,7 @@ class Sample:
 
     Every `<SEG>` of an answer is one decoder item. Its candidates are the `<p>..</p>` spans of this sample, in
     the order in which they stand in the text, or with `shared_candidates` the spans of all samples of its contrast
-    group. Without turns (closed-set training) the sample is one decoder item and labels are class indices.
-    """
+    group. Without turns (closed-set training) the sample is one decoder item and labels are class indices."""
 
     id: str  # unique within its source
     image: str = ""  # path or data URI; "" = a conversation without an image

@@ -54,7 +54,8 @@ def stream(mixture: Mixture, *, ranks: int = 1, accumulation: int = 1, **options
     """Sample ids of each global batch in global order, put together from all ranks."""
     parts = [list(loader(mixture, rank=r, ranks=ranks, accumulation=accumulation, **options)) for r in range(ranks)]
     return [
-        [i for m in range(accumulation) for r in range(ranks) for i in parts[r][s][1][m].ids] for s in range(len(parts[0]))
+        [i for m in range(accumulation) for r in range(ranks) for i in parts[r][s][1][m].ids]
+        for s in range(len(parts[0]))
     ]
 
 

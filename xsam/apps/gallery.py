@@ -30,8 +30,7 @@ def write(out: Path, rows: Mapping[str, dict[str, Any]]) -> None:
 
     Args:
         out: folder of an evaluation.
-        rows: its benchmark configs by name.
-    """
+        rows: its benchmark configs by name."""
     for name, row in tqdm(rows.items(), "gallery", delay=2):
         folder = out / "predictions" / name
         if not (folder / "scores.json").is_file():

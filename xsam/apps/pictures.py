@@ -27,15 +27,14 @@ class Pictures:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, np.ndarray]:
         """Images uint8[H, W, 3] by name. The questions and answers are given, as in training."""
-        if not self.shown:
-            return {}
-        rows = list(self.shown.values())
-        batch = collate(rows, 1).to(next(model.parameters()).device)
-        outputs = uncollate(model.eval()(batch), batch, rows)
+        model.eval()
+        images = {}
+        for name, row in self.shown.items():
+            batch = collate([row], 1).to(next(model.parameters()).device)
+            (outputs,) = uncollate(model(batch), batch, [row])
+            images[name] = self._picture(row, outputs)
         model.train()
-        return {
-            name: self._picture(*pair) for name, pair in zip(self.shown, zip(rows, outputs, strict=True), strict=True)
-        }
+        return images
 
     def _picture(self, encoded: Encoded, outputs: list[ItemOutput]) -> np.ndarray:
         names = _phrases(list(_pieces(encoded, self.processor))) if len(encoded.input_ids) else {}
@@ -47,5 +46,5 @@ class Pictures:
             found += [((ids == number).cpu().numpy(), label, score) for number, label, score in segments]
         height, width = encoded.seg_size
         frame = encoded.seg_pixel_values[:, :height, :width].transpose(1, 2, 0)
-        named = [[(mask, names.get(label, str(label)), score) for mask, label, score in side] for side in (true, found)]
-        return np.concatenate([np.asarray(draw_segments(frame, side)) for side in named], axis=1)
+        sides = [[(mask, names.get(label, str(label)), score) for mask, label, score in side] for side in (true, found)]
+        return np.concatenate([np.asarray(draw_segments(frame, side)) for side in sides], axis=1)

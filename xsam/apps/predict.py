@@ -20,8 +20,7 @@ def predict(
 
     Args:
         config: gives the category names where `prompt` names none, from its first generic benchmark.
-        prompt: "things, .. ; stuff, .." for panoptic, instance and semantic; an expression; a question.
-    """
+        prompt: "things, .. ; stuff, .." for panoptic, instance and semantic; an expression; a question."""
     in_words = task in ("refer", "chat")
     if in_words and not prompt:
         raise UserError(f"--task {task} needs --prompt, the expression or question")

@@ -22,8 +22,7 @@ REFER = {  # folder -> reader, file of refs, splits
 def prepare(name: str, root: Path | None = None) -> None:
     """Prepare the dataset `name` of `PREPARED` in `root` (default: below the data folder), as far as it is not yet.
 
-    Raises UserError where a source file is missing or damaged; the message says where it comes from.
-    """
+    Raises UserError where a source file is missing or damaged; the message says where it comes from."""
     folder, run = PREPARED[name]
     root = root or data_root() / folder
     try:

@@ -45,8 +45,7 @@ def preview(target: str, out: Path, overrides: Sequence[str] = (), *, images: st
     """Write `out/index.html` with some samples of each row of `target` (see `sources.read`), drawn in training mode.
 
     The same samples are drawn each time. A sample that training would refuse is shown with the reason. Rows over the
-    same data are shown once. Raises UserError where no row can be read.
-    """
+    same data are shown once. Raises UserError where no row can be read."""
     found = read(target, overrides, images)
     rows: dict[str, Row] = {}
     for row in found.rows:

@@ -43,8 +43,7 @@ def read(target: str, overrides: Sequence[str] = (), images: str = "") -> Target
         target: a name of the catalog; a config (`.py`, or a run folder); a COCO `.json` (instances, or panoptic with
             its PNGs in the folder of the same name), or a `.jsonl`.
         overrides: of the config, or of the base config where `target` is none.
-        images: folder of a file's images; default: the file's own.
-    """
+        images: folder of a file's images; default: the file's own."""
     path = Path(target)
     if target in DATASETS:
         return _of_dataset(DATASETS[target], overrides)

@@ -65,8 +65,7 @@ def validate(
     """Look at all rows of `target` (see `sources.read`), print a table and the findings; 1 if there are any, else 0.
 
     `limit` is how many records of a row are taken, evenly spread; 0 = all; default: all, or `SOME` of more than `MANY`.
-    `full` decodes every image, not only its header. Raises UserError where nothing could be looked at.
-    """
+    `full` decodes every image, not only its header. Raises UserError where nothing could be looked at."""
     found = read(target, overrides, images)
     source = ""
     if found.dataset:

@@ -21,8 +21,7 @@ def draw_segments(
 
     Segment i has the colour `color(i)`; large masks lie below small ones. A name stands inside its mask, beside it if
     the mask is too small, and on no other name as far as there is room. A score of 1, as of ground truth, is not
-    written. An image whose longer side is below `side` is enlarged by a whole number.
-    """
+    written. An image whose longer side is below `side` is enlarged by a whole number."""
     height, width = image.shape[:2]
     scale = max(1, round(side / max(height, width)))
     size = width * scale, height * scale
@@ -98,8 +97,7 @@ def _write_name(picture: Image.Image, mask: np.ndarray, text: str, ink: Color, t
 def _place(mask: np.ndarray, taken: np.ndarray, width: int, height: int) -> tuple[int, int]:
     """Corner (x, y) of a box in the mask and near its middle, or near it but not on it where the box would hide it.
 
-    Above all it is not where another name stands.
-    """
+    Above all it is not where another name stands."""
     area = width * height
     inside = 1.0 if mask.sum() > 2 * area else -1.0
     rows, columns = np.nonzero(mask)

@@ -1,8 +1,7 @@
 """`xsam convert`: one checkpoint in another layout, the same tensors bit for bit.
 
 Tensors go from file to file by name alone, so weights of any size convert. Nothing is visible under the target's name
-until it is complete.
-"""
+until it is complete."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -46,8 +45,7 @@ def convert(
         tokenizer: folder or hub name; by default the one stored in `source`.
 
     Raises UserError: an unreadable source, an unknown tensor, a tokenizer of another size, a target that exists or
-    cannot be written.
-    """
+    cannot be written."""
     source, target = fetch(source), Path(target)
     _check_target(source, target, to, overwrite)
     tensors, unused = _read(source)

@@ -1,8 +1,7 @@
 """Weights from files into a model: strict, and explained. What was not loaded was asked for by name.
 
 Tensors stay mapped from their files, copy-on-write, until they are read or written: a loaded model takes no memory of
-its own, and training it does not touch the file.
-"""
+its own, and training it does not touch the file."""
 
 import io
 import json
@@ -53,8 +52,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Takes a safetensors file, a `.bin` / `.pth` file of torch.save, a folder with one of `FOLDER_FILES`, and a
     training state of DeepSpeed, ours or another's: its folder, or the one around it with the file `latest`. A
     "state_dict" or "module" wrapper and what a trainer puts before the names are taken off. Raises UserError for a
-    missing or damaged file, or one that holds more than tensors.
-    """
+    missing or damaged file, or one that holds more than tensors."""
     path = Path(path)
     if path.is_dir():
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
@@ -69,8 +67,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     """`read_tensors` of a path or hub name, under our names.
 
     Official names and those of base models are recognised by content and translated; what no module of ours has is
-    left out. timm's tensors depend on the encoder that takes them: "timm.ARCHITECTURE." stands before their names.
-    """
+    left out. timm's tensors depend on the encoder that takes them: "timm.ARCHITECTURE." stands before their names."""
     path = fetch(source)
     tensors = read_tensors(path)
     if architecture := timm_architecture(path):
@@ -83,8 +80,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 def from_official(source: str | Path, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of our modules under our names, and the rest under those of the official archive branch.
 
-    Raises UserError if both official branches name the same tensor.
-    """
+    Raises UserError if both official branches name the same tensor."""
     if len(set(map(canonical, tensors))) < len(tensors):
         raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
     names = translate(tensors)
@@ -129,8 +125,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
 
     They unpickle without restriction, so before that every file is searched for what is not in INERT; torch's search
     gives up on files in which a name could hide. Up to ZeRO stage 2 one file holds the whole model as it computes,
-    with what is frozen; stage 0 has no other.
-    """
+    with what is frozen; stage 0 has no other."""
     if (folder / "latest").is_file():
         folder = folder / (folder / "latest").read_text().strip()
     if not any(folder.glob("*_model_states.pt")):
@@ -209,8 +204,7 @@ def load_model(
             extended to it; X-SAM's own must have it.
         adapters: what a run with LoRA has beside its base weights.
 
-    Raises UserError as `load_weights`, and where the tokenizer is another than that of the weights.
-    """
+    Raises UserError as `load_weights`, and where the tokenizer is another than that of the weights."""
     weights = {str(source): read_weights(source) for source in sources}
     holders = [name for name, tensors in weights.items() if EMBEDDING in tensors and not _asked(EMBEDDING, new)]
     llm, rows, notes = model.get("llm", {}), 0, []
@@ -262,8 +256,7 @@ def load_weights(
         dtype: precision of the model; by default the one that its tensors are stored in, the widest if they differ.
 
     Raises UserError, and leaves the model as it was, where no source has a tensor of the model, a part of the model
-    does not know a name, a shape differs, or a pattern matches nothing.
-    """
+    does not know a name, a shape differs, or a pattern matches nothing."""
     state = model.state_dict(keep_vars=True)
     report = LoadReport(total=Counter(map(_part, state)))
     found: dict[str, Tensor] = {}

@@ -2,8 +2,7 @@
 
 A folder of recordings has `goldens.json`, and safetensors of weights and of cases; all under official names, at
 tiny sizes, in fp32. A case becomes a `Batch`, its recorded random draws go where ours would be drawn, and every
-tensor that was stored is compared. Nothing depends on what a case is called: what is there decides.
-"""
+tensor that was stored is compared. Nothing depends on what a case is called: what is there decides."""
 
 import itertools
 import json
@@ -189,8 +188,7 @@ class _Case:
     def _choose_regions(self) -> None:
         """M masks, and a mask for every slot: the recorded one, or without slots each mask of the image.
 
-        As number -1 stands no region: its points are outside of every map, where its features are zero.
-        """
+        As number -1 stands no region: its points are outside of every map, where its features are zero."""
         masks, slots = self._per_image("in.vprompt_masks_u8"), self._per_image("in.sampled_labels")
         draws: Any = self.draws
         points = [torch.from_numpy(sample_points(mask.numpy(), draws)) for own in masks for mask in own]
@@ -374,8 +372,7 @@ class _Case:
 def _gradients(model: XSamModel, norms: Mapping[str, float | None], grads: Tensors) -> Report:
     """Compare gradients by the norm of the difference, and all norms. Call after the backward pass.
 
-    Parts of which no parameter had a gradient were frozen, or had no use: there ours do not count.
-    """
+    Parts of which no parameter had a gradient were frozen, or had no use: there ours do not count."""
     made = {to_official(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
     parts = {to_official(name): name.split(".")[0] for name, _ in model.named_parameters()}
     learned = {parts.get(name) for name, norm in norms.items() if norm is not None}
@@ -494,8 +491,7 @@ def replay(folder: str | Path, cases: Sequence[str] = ()) -> Report:
         `max_abs` is, for masks and id maps, the share of pixels that differ, and for `grads.*` the norm of the
         difference; None if a tensor was not made or has another shape. `rng` counts draws that did not fit.
 
-    Raises UserError where the folder or a file of it is missing or damaged, or there is no such case.
-    """
+    Raises UserError where the folder or a file of it is missing or damaged, or there is no such case."""
     recording = Recording(Path(folder))
     if unknown := [name for name in cases if name not in recording.cases]:
         known = ", ".join(recording.cases)

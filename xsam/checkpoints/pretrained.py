@@ -22,8 +22,7 @@ TIMM = "timm."  # with an architecture, the prefix of timm's tensors until an en
 def fetch(source: str | Path) -> Path:
     """A local file or folder as it is, or the folder of a hub name, downloaded where the cache does not have it.
 
-    Raises UserError for a path that does not exist and for a name that the hub does not know or cannot be asked for.
-    """
+    Raises UserError for a path that does not exist and for a name that the hub does not know or cannot be asked for."""
     if Path(source).exists():
         return Path(source)
     name = str(source)

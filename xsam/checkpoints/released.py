@@ -69,8 +69,7 @@ def to_official(name: str) -> str:
 def translate(names: Collection[str]) -> dict[str, str | None]:
     """`to_ours` of all names of an official checkpoint, with None for SigLIP's last layer.
 
-    The layer is dead in a full tower, which its final norm gives away; without the norm the tower was cut already.
-    """
+    The layer is dead in a full tower, which its final norm gives away; without the norm the tower was cut already."""
     ours = {name: to_ours(name) for name in names}
     if any("vision_model.post_layernorm." in name for name in names):
         layers = {name: int(m[1]) for name, new in ours.items() if new and (m := _SIGLIP_LAYER.match(new))}

@@ -14,8 +14,7 @@ def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
     """Pad, stack, and list the decoder items. Rows that show the same image share it, so it is encoded once.
 
     contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows; 0 = the whole
-    batch is one group.
-    """
+    batch is one group."""
     names = [s.image or row for row, s in enumerate(samples) if s.seg_pixel_values.size]
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     image_index = np.array([places.get(s.image or row, -1) for row, s in enumerate(samples)], np.int64)
@@ -54,8 +53,7 @@ def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int)
     """Points float32[R, P, 2] and image int64[R] of every `<region>` of the batch, in reading order.
 
     A row with slots draws each from its contrast group: a region of the wanted label, else one of a label that the row
-    does not show and no slot of it wants, else nowhere (points outside of the frame, where all features are zero).
-    """
+    does not show and no slot of it wants, else nowhere (points outside of the frame, where all features are zero)."""
     first = image_index.max(initial=-1) + 1 + np.cumsum([0, *(len(s.references) for s in samples)])  # of the references
     places = [np.where(s.region_images < 0, image_index[b], first[b] + s.region_images) for b, s in enumerate(samples)]
     chosen: list[tuple[int, int]] = []  # row that lends each and its number there, -1 = nowhere

@@ -55,8 +55,7 @@ class GrandF(_Captions):
     Layouts: "grandf" (human annotated, and OpenPSG), "refcocog", "flickr". A phrase is taken where the file places it
     if it stands there, else at its next whole-word occurrence; a phrase that the caption does not contain is left out.
     Masks of one place are kept together. Of two places that overlap the one that begins first is kept, of two that
-    begin together the longer. A caption of the flickr file without annotations is no record.
-    """
+    begin together the longer. A caption of the flickr file without annotations is no record."""
 
     def __init__(self, annotations: str | Path, images: str | Path, layout: str) -> None:
         if layout not in _LAYOUTS:
@@ -73,8 +72,7 @@ class GcgPairs(_Captions):
     """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image.
 
     The files do not say where a label stands in the caption. The image is the `file_name` of the mask file, which
-    where there is none is the id with `.jpg`.
-    """
+    where there is none is the id with `.jpg`."""
 
     def __init__(self, masks: str | Path, captions: str | Path, images: str | Path) -> None:
         files = Path(masks), Path(captions)

@@ -124,8 +124,7 @@ def _write(path: Path, source: str | Path, rows: Iterable[Any]) -> None:
 def stream_json_list(path: str | Path) -> Iterator[Any]:
     """The values of a file that is one JSON list, parsed one after the other, so that memory holds one of them.
 
-    Raises UserError where it cannot be read, is not a list, is damaged, or breaks off, with the place.
-    """
+    Raises UserError where it cannot be read, is not a list, is damaged, or breaks off, with the place."""
     text, read = "", 0  # the last of so many characters that have been read
     try:
         with open(path, encoding="utf-8", newline="") as file:

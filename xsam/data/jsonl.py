@@ -15,8 +15,7 @@ class JsonLines(Expressions):
 
     Lines with the same image and text are one expression with several masks; null says that nothing in the image
     fits the text. A line that cannot be used is a record of its own. `images` is the folder that image paths start
-    from; default: the file's own.
-    """
+    from; default: the file's own."""
 
     def __init__(self, annotations: str | Path, images: str | Path = "") -> None:
         path = Path(annotations)

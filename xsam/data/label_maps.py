@@ -40,8 +40,7 @@ class LabelMaps:
         names: the classes, see `read_names`.
         first: pixel value of the first class.
         ignore: pixel value of what belongs to no class and does not count.
-        split: text file with one NAME per line; "" = all that the folders hold.
-    """
+        split: text file with one NAME per line; "" = all that the folders hold."""
 
     metrics: tuple[str, ...] = ("semantic",)  # that it can be the truth of
 

@@ -40,8 +40,7 @@ def _run_lengths(counts: str | bytes) -> np.ndarray:
     """Run lengths of a compressed code, int64[n].
 
     Each number is a group of characters, 48 plus 5 bits each, least significant first; bit 5 says that the group goes
-    on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number two before.
-    """
+    on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number two before."""
     text = counts if isinstance(counts, str) else counts.decode("latin1")
     if not CODE.fullmatch(text):
         raise ValueError("the RLE holds characters that are not part of the code, or breaks off")

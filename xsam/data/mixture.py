@@ -133,8 +133,8 @@ class _Steps(Dataset):
     ) -> None:  # fmt: skip
         micro, remainder = divmod(batch_size, accumulation * world_size)
         if remainder:
-            split = f"{world_size} processes x {accumulation} micro-steps"
-            raise UserError(f"stage.batch_size={batch_size} does not split over {split}")
+            split = f"does not split over {world_size} processes x {accumulation} micro-steps"
+            raise UserError(f"stage.batch_size={batch_size} {split}")
         self.mixture, self.encode, self.seed, self.batch_size = mixture, encode, seed, batch_size
         self.rank, self.micro = rank, micro
         self.own = np.arange(batch_size).reshape(accumulation, world_size, micro)[:, rank].ravel().tolist()
@@ -148,8 +148,8 @@ class _Steps(Dataset):
         rows: list[Encoded] = []
         reasons: list[str] = []
         for row in self.own:
-            place = (self.seed, step, row)
-            encoded, refused = self.mixture.draw(name, int(batches[position, row]), place, self.encode)
+            index, place = int(batches[position, row]), (self.seed, step, row)
+            encoded, refused = self.mixture.draw(name, index, place, self.encode)
             rows += encoded
             reasons += refused
             if not encoded:
@@ -166,8 +166,7 @@ class Loader:
     stop at the same step. Rank 0 logs them, and lists them in `refused`, from where a resumed run counts on.
 
     total: sums counts over the ranks, key by key; every rank calls it at every step. refused: file of JSON lines
-    {"step", "source", "reason"}.
-    """
+    {"step", "source", "reason"}."""
 
     def __init__(
         self, mixture: Mixture, encode: Encode, *, seed: int, batch_size: int, accumulation: int, rank: int,
@@ -187,12 +186,10 @@ class Loader:
         return len(self.range)
 
     def __iter__(self) -> Iterator[tuple[str, list[Batch]]]:
-        for reason, count in self.total(self._earlier()).items():
-            self.refused[kind(reason)] += int(count)
+        for text, count in self.total(self._earlier()).items():
+            self.refused[kind(text)] += int(count)
         for step, (name, reasons, micro_batches) in zip(self.range, self.loader, strict=True):
-            refused = self.total(Counter(f"{name}: {reason}" for reason in reasons))
-            self._note(step, refused)
-            self._check(step, name, refused)
+            self._note(step, name, self.total(Counter(f"{name}: {reason}" for reason in reasons)))
             yield name, parcel.unpack(micro_batches)
 
     def _earlier(self) -> Counter[str]:
@@ -204,7 +201,8 @@ class Loader:
         self.path.write_text("".join(json.dumps(record) + "\n" for record in records))
         return Counter(f"{record['source']}: {record['reason']}" for record in records)
 
-    def _note(self, step: int, refused: Mapping[str, float]) -> None:
+    def _note(self, step: int, name: str, refused: Mapping[str, float]) -> None:
+        """Raises UserError, on all ranks alike, where a batch cannot be filled or too many samples are bad."""
         for text, count in refused.items():
             source, _, reason = text.partition(": ")
             for _ in range(int(count) if reason != GIVEN_UP else 0):
@@ -219,9 +217,6 @@ class Loader:
                 if self.path is not None:
                     with self.path.open("a") as file:
                         file.write(json.dumps({"step": step, "source": source, "reason": reason}) + "\n")
-
-    def _check(self, step: int, name: str, refused: Mapping[str, float]) -> None:
-        """Raises UserError, on all ranks alike, where a batch cannot be filled or too many samples are bad."""
         where = f"all are listed in {self.path}" if self.path else "see the log"
         bad, limit = self.refused.total(), self.steps.mixture.bad_samples
         draws = (step + 1) * self.steps.batch_size + bad

@@ -1,8 +1,7 @@
 """Batches on their way from a worker: all tensors in one, because each is a shared file of its own.
 
 A batch of referring sentences has hundreds of small tensors, and a process may open 1024 files by default. One tensor
-is also pinned, and so copied to the GPU, as a whole.
-"""
+is also pinned, and so copied to the GPU, as a whole."""
 
 import io
 import pickle
@@ -20,8 +19,7 @@ Place = tuple[torch.dtype, torch.Size, int]  # of a tensor among the packed ones
 def pack(value: Any) -> tuple[bytes, Tensor]:
     """Any dataclasses, tuples and lists of tensors -> what they are without tensors, and uint8[bytes] of the tensors.
 
-    A tensor that occurs several times is packed once.
-    """
+    A tensor that occurs several times is packed once."""
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)

@@ -1,7 +1,6 @@
 """From the logits of one decoder item to masks at the size of the image. Tensors in and out, on any device.
 
-All functions begin with an `ItemOutput`. Class probabilities are the softmax over K + 1 columns without the last.
-"""
+All functions begin with an `ItemOutput`. Class probabilities are the softmax over K + 1 columns without the last."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -29,8 +28,7 @@ def panoptic(
     A query takes part if its best class has a probability above `score`. Each pixel goes to the query with the largest
     probability x sigmoid(mask). A query becomes a segment if it wins more than `overlap` of the area where this product
     (as in the Mask2Former of transformers; not the sigmoid alone) reaches `mask`, else its pixels are void. Segments of
-    one `stuff` class become one, with the best score.
-    """
+    one `stuff` class become one, with the best score."""
     scores, labels = _probabilities(output.class_logits).max(-1)
     # Only these can become segments, as no product exceeds its probability. The rivals can take pixels from them.
     kept = ((scores > score) & (scores >= mask)).nonzero()[:, 0]
@@ -88,8 +86,7 @@ def instances(
     The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for several classes,
     but not for those in `without`. A mask is logit > 0, its score the probability x the mean sigmoid inside the mask.
     Kept are masks that are not empty, with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum
-    exclusive.
-    """
+    exclusive."""
     probabilities = _probabilities(output.class_logits)
     probabilities = probabilities.index_fill(1, probabilities.new_tensor(without, dtype=torch.int64), -1.0)
     count = min(len(probabilities) if top is None else top, probabilities.numel())
@@ -109,8 +106,7 @@ def instances(
 def best_mask(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
     """The mask of the query that is most probable for one candidate, bool[H, W], and that probability.
 
-    A pixel belongs to the mask where sigmoid > 0.5; the mask may be empty, a query is always chosen.
-    """
+    A pixel belongs to the mask where sigmoid > 0.5; the mask may be empty, a query is always chosen."""
     value, query = _probabilities(output.class_logits)[:, column].max(0)
     return restore(output, query[None])[0].sigmoid() > 0.5, value.item()
 
@@ -119,8 +115,7 @@ def above_background(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, fl
     """Everything that one candidate means, bool[H, W], and its best probability: the union of the masks of all queries
     that are more probable for it than for the background (none of the candidates). Nothing means that it is absent.
 
-    A pixel belongs to a mask where sigmoid > 0.5.
-    """
+    A pixel belongs to a mask where sigmoid > 0.5."""
     probabilities = output.class_logits.float().softmax(-1)
     queries = (probabilities[:, column] > probabilities[:, -1]).nonzero()[:, 0]
     union = torch.zeros(output.image_size, dtype=torch.bool, device=output.mask_logits.device)

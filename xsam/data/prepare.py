@@ -1,8 +1,7 @@
 """Files that a benchmark needs and no download has, written from those that are there.
 
 Every function can be called again: what is finished stays, what is missing is made. A file appears under its name only
-when it is complete.
-"""
+when it is complete."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -45,8 +44,7 @@ def ade20k(root: str | Path) -> None:
     It holds `images/`, `annotations/` (0 = nothing, then the 150 classes) and `annotations_instance/` (red: one of the
     100 thing classes from 1, green: instance), each with `training/` and `validation/`. Stuff comes from
     `annotations/`, instances are painted over it, things without an instance are void; areas are those of the result.
-    Raises UserError when a folder or map is missing or does not fit.
-    """
+    Raises UserError when a folder or map is missing or does not fit."""
     root = Path(root)
     present = [split for split in ADE_SPLITS if (root / "images" / split).is_dir()]
     if not present:
@@ -113,8 +111,7 @@ def coco_semantic(root: str | Path) -> None:
     """`annotations/panoptic_semseg_<split>/`: class numbers in the order of the file's categories, 255 = nothing.
 
     `root` holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`. Raises UserError
-    when it has no split, or a segment or image is missing or does not fit.
-    """
+    when it has no split, or a segment or image is missing or does not fit."""
     annotations = Path(root) / "annotations"
     present = [split for split in COCO_SPLITS if (annotations / f"panoptic_{split}.json").is_file()]
     if not present:

@@ -43,8 +43,7 @@ class Processor:
         template: a name of `TEMPLATES`.
         max_length: most text tokens of a conversation, an image or region counting as one.
         vision_geometry: "pad" to a square with grey, or "squash" (as the released stage 3 was trained).
-        vision_resample: "bilinear" or "bicubic".
-    """
+        vision_resample: "bilinear" or "bicubic"."""
 
     def __init__(
         self, *, seg_size: int, vision_size: int = 0, tokenizer: str = "", template: str = "phi3",
@@ -66,8 +65,7 @@ class Processor:
 
         With `shorten` (training), a conversation that is too long loses its last turns and what they ask for, but
         never a part of a turn. Raises BadSample where the text is longer than `max_length`, a tag is unbalanced, a
-        prompt region is empty, `<region>` and prompts are not as many, or an image cannot be read.
-        """
+        prompt region is empty, `<region>` and prompts are not as many, or an image cannot be read."""
         turns = [self.tokenize(number, turn) for number, turn in enumerate(sample.turns)]
         if shorten:
             fit = np.searchsorted(np.cumsum([len(ids) for ids, _ in turns]), self.max_length, side="right")

@@ -93,8 +93,7 @@ def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray
     Equal to OpenCV's `polylines` and `fillPoly` pixel for pixel for a polygon inside the image, where labelme keeps
     all points: the pixels between the crossings of a row, and those of lines drawn from their left end with halves
     rounded back. An edge that leaves the image is cut off here; OpenCV moves its end to the border first. Raises
-    BadSample for a point that is not two numbers, or lies further from the image than the image is large.
-    """
+    BadSample for a point that is not two numbers, or lies further from the image than the image is large."""
     far = max(height, width)
     try:
         plain = all(type(value) in (int, float) for x, y in points for value in (x, y))

@@ -1,8 +1,7 @@
 """What readers share: files and folders, the checks of ids, sizes and masks, and sequences over an index.
 
 A reader raises UserError where a file or folder is missing or of another kind, and BadSample, which names the record
-and what is wrong, when one is asked for that cannot be used.
-"""
+and what is wrong, when one is asked for that cannot be used."""
 
 import json
 from collections import Counter

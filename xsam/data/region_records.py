@@ -60,8 +60,7 @@ class PromptedImage:
 class CocoVgd(AnnotatedImages):
     """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file. Or a
     COCO instances file: then prompts are drawn, always the same for the same annotation id. `scale` is the size of
-    what is drawn, see `visual_prompts`.
-    """
+    what is drawn, see `visual_prompts`."""
 
     _layout = ("annotations", "image_id", "{}_visual_prompt")  # keys of: instances, the image's id, a prompt
     _brush: Mapping[str, float] = {}  # radius that stored prompts still have to be drawn with
@@ -186,8 +185,7 @@ class CocoVgd(AnnotatedImages):
 
 class CocoInteractive(CocoVgd):
     """A COCO-Interactive file as PSALM writes it (arXiv 2403.14598): points and scribbles are one pixel wide in it and
-    get their brush here. `scale` 0 leaves them as they are; otherwise as `CocoVgd`.
-    """
+    get their brush here. `scale` 0 leaves them as they are; otherwise as `CocoVgd`."""
 
     _layout = ("anns", "id", "{}_visual_prompt_mask")
     _brush = BRUSH
@@ -214,8 +212,7 @@ def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale:
     """Make a COCO-VGD file from a COCO instances file: prompts of all kinds, the same that `CocoVgd` would draw.
 
     Nothing is done when `out` is there already; an interrupted run is continued. What cannot be used is left out with
-    a warning.
-    """
+    a warning."""
     out, data = Path(out), CocoInstances(instances, images)
     if out.exists():
         return

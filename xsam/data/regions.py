@@ -30,8 +30,7 @@ def visual_prompts(
 
     Args:
         rng: a fresh one. Each kind has a random stream of its own: alone, it is drawn as it is among the others.
-        scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images.
-    """
+        scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images."""
     if not mask.any():
         raise BadSample("an object without a pixel has no visual prompt")
     streams = dict(zip(KINDS, rng.spawn(len(KINDS)), strict=True))
@@ -127,8 +126,7 @@ def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) 
     pixels over S, without a half-pixel offset.
 
     A region of more than `count` pixels gives a random subset of them, a smaller one all of them and random repeats.
-    Raises BadSample where it is empty.
-    """
+    Raises BadSample where it is empty."""
     ys, xs = mask.nonzero()
     if len(ys) == 0:
         raise BadSample("a visual prompt covers no pixel of the image")

@@ -1,8 +1,7 @@
 """The embedded world: coloured shapes on grass, sand or water under a sky, and all that can be said about them.
 
 Every stage trains and every benchmark runs on it without a download; `shapes_files` writes it to disk. A scene is a
-function of (seed, split, index), so it does not matter in which order, or how many of them, are made.
-"""
+function of (seed, split, index), so it does not matter in which order, or how many of them, are made."""
 
 import re
 from collections.abc import Collection, Iterator

@@ -29,8 +29,7 @@ def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 
     """Write the world under `root`: images, COCO panoptic, instances and semantic maps, RefCOCO, gRefCOCO, ReasonSeg,
     GranD-f, COCO-VGD, COCO-Interactive and LLaVA files.
 
-    Nothing is done when it is there already with the same arguments; an interrupted run is started over.
-    """
+    Nothing is done when it is there already with the same arguments; an interrupted run is started over."""
     root = Path(root)
     stamp = root / "prepared.json"
     arguments = json.dumps({"version": 4, "train": train, "val": val, "seed": seed, "size": size})

@@ -37,8 +37,7 @@ class TsvQuestions:
 
     Columns: `index`, `image` (base64), `question`, `answer`, and where there are any `A`, `B`, .. (options), `hint`,
     `category` (several separated by commas). Copies of a question with its options rotated are left out. Raises
-    UserError when the file is missing, damaged or another kind of file, BadSample where a row cannot be used.
-    """
+    UserError when the file is missing, damaged or another kind of file, BadSample where a row cannot be used."""
 
     def __init__(self, table: str | Path) -> None:
         self._index = Index([table], "tsv 1", lambda: _rows(Path(table)))

@@ -1,8 +1,7 @@
 """`xsam benchmark`: ways to do the same, measured side by side. Images, masks and logits are made up.
 
 `data`: how fast samples become batches, and what dense masks cost. `evaluation`: from logits to scores, ours against
-transformers and a plain loop.
-"""
+transformers and a plain loop."""
 
 import ctypes
 import multiprocessing
@@ -13,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,8 +62,7 @@ def compare(work: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str,
 
     Returns:
         By name `cpu_ms`, median of the rounds, `least_ms`, `less`, how many times the CPU time of the last way is that
-        of this one, and `peak_mb`, memory taken beyond what the process held (None where the system does not tell).
-    """
+        of this one, and `peak_mb`, memory taken beyond what the process held (None where the system does not tell)."""
     times: dict[str, list[float]] = {name: [] for name in work}
     rows: dict[str, dict[str, Any]] = {}
     threads = torch.get_num_threads()
@@ -121,8 +120,7 @@ class Scenes:
 
     Args:
         folder: where the images are written.
-        kind: "generic" asks for all instances in one question, "referring" for 5 in 5 turns, "chat" for none.
-    """
+        kind: "generic" asks for all instances in one question, "referring" for 5 in 5 turns, "chat" for none."""
 
     lengths = np.zeros(0, np.int64)
 
@@ -164,8 +162,7 @@ def data(config_path: str = "", overrides: Sequence[str] = ()) -> dict[str, Any]
         `sources`: by name, `samples_per_second` and `cpu_ms` per sample of one process, from record to batch.
         `worker_mb`: memory that a worker has to itself, MB; None where the system does not tell.
         `targets`: `compare` of one image with 20 instances: `ours` builds its targets, `sample` does everything
-        (image read and resized for both encoders, text, targets), `dense` builds `dense_masks` and nothing else.
-    """
+        (image read and resized for both encoders, text, targets), `dense` builds `dense_masks` and nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(Path(folder))
         scenes = {kind: Scenes(folder, kind) for kind in INSTANCES}
@@ -210,11 +207,7 @@ def _id_maps(rles: Sequence[RLE]) -> SegmentMap:
     return pack(np.stack([decode_rle(rle) for rle in rles]))
 
 
-def _loader(mixture: Mixture, processor: Processor, workers: int) -> Loader:
-    return Loader(
-        mixture, processor, seed=0, batch_size=4, accumulation=1, rank=0, world_size=1, start_step=0, steps=10**6,
-        workers=workers,
-    )  # fmt: skip
+_loader = partial(Loader, seed=0, batch_size=4, accumulation=1, rank=0, world_size=1, start_step=0, steps=10**6)
 
 
 def _speed(mixture: Mixture, processor: Processor) -> dict[str, float]:
@@ -229,7 +222,7 @@ def _speed(mixture: Mixture, processor: Processor) -> dict[str, float]:
 def _worker_memory(mixture: Mixture, processor: Processor) -> int | None:
     """The largest private memory of two workers, MB, after some seconds of loading."""
     others = set(multiprocessing.active_children())
-    batches = iter(_loader(mixture, processor, WORKERS))
+    batches = iter(_loader(mixture, processor, workers=WORKERS))
     began = time.perf_counter()
     while next(batches) and time.perf_counter() - began < SECONDS:
         pass
@@ -267,8 +260,7 @@ def evaluation() -> dict[str, Any]:
 
     Returns:
         `machine`, tables of `compare`, and `agreement`: for each table of panoptic maps how many segments there are,
-        whether both ways give the same ids, classes and scores, and the percentage of pixels with another id.
-    """
+        whether both ways give the same ids, classes and scores, and the percentage of pixels with another id."""
     from transformers import Mask2FormerImageProcessor
 
     (true, classes), theirs = scene(np.random.default_rng(0)), Mask2FormerImageProcessor()

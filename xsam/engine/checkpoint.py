@@ -4,8 +4,7 @@ A training state is a folder `step_N` that DeepSpeed writes (one file per proces
 written last and lists size and CRC-32 of every file. The folder gets its name only when it is complete.
 
 It holds no random state and no position in the data: at each step the trainer seeds torch with (seed, step, rank), and
-all other draws have keys of (seed, step, place), so the step alone tells what comes next.
-"""
+all other draws have keys of (seed, step, place), so the step alone tells what comes next."""
 
 import json
 import os
@@ -33,8 +32,7 @@ SAME = ("zero", "seed", "batch_size")  # of a stage, for its training to go on
 def save(engine: Any, folder: Path, step: int, stage: Stage) -> None:
     """Write `folder/step_N` with DeepSpeed, then remove what `stage.keep` and `keep_every` do not keep.
 
-    Call on every rank. Raises UserError, with all old states still there, where the disk is full.
-    """
+    Call on every rank. Raises UserError, with all old states still there, where the disk is full."""
     name, needed = f"step_{step}", _size(engine)
     partial = folder / f"{name}.partial"
     with distributed.together():
@@ -84,8 +82,7 @@ def prepare(model: nn.Module, path: Path, stage: Stage) -> dict[str, Any]:
 
     Where ZeRO split the optimizer over another number of processes, `load` goes through DeepSpeed's universal
     checkpoint. That knows nothing of frozen weights and buffers, so all are copied into the model here, before it is
-    wrapped. Raises UserError where the same training could not go on: another ZeRO stage, batch size or seed.
-    """
+    wrapped. Raises UserError where the same training could not go on: another ZeRO stage, batch size or seed."""
     state = json.loads((path / STATE).read_text())
     for key in SAME:
         if state.get(key) != (value := getattr(stage, key)):
@@ -130,8 +127,7 @@ def export(model: nn.Module, path: Path, config: dict[str, Any], tokenizer: Any 
     """Write a self-contained run folder: all weights, frozen ones too, `config.json`, the tokenizer's files.
 
     Call on every rank: weights that ZeRO-3 has scattered are collected one by one on rank 0. Tensors keep the
-    precision of training; tied ones are written under each of their names.
-    """
+    precision of training; tied ones are written under each of their names."""
     import deepspeed
 
     tensors = {}

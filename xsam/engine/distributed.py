@@ -18,8 +18,7 @@ from ..structures import UserError
 def init() -> torch.device:
     """Join the processes that `torchrun` or `deepspeed` started, or be the only one; returns the device.
 
-    Collectives on CPU tensors go through gloo, those on CUDA tensors through NCCL. May be called again.
-    """
+    Collectives on CPU tensors go through gloo, those on CUDA tensors through NCCL. May be called again."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if dist.is_initialized():
@@ -100,8 +99,7 @@ def broadcast(value: Any) -> Any:
 def together() -> Iterator[None]:
     """Run a block on every rank; a UserError on one of them is raised on all, so that all exit alike.
 
-    The block must not hold a collective that a failing rank would miss.
-    """
+    The block must not hold a collective that a failing rank would miss."""
     message = ""
     try:
         yield

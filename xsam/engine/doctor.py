@@ -52,8 +52,7 @@ class Finding(NamedTuple):
 
 def examine(path: str, overrides: Sequence[str], gpus: int, memory: float, tflops: float) -> int:
     """Print what there is to say about this machine and, where a config is given, about its stage; 1 if there is a
-    problem, else 0. `gpus` or `memory` (GB) ask about another machine: then only whether the stage fits there.
-    """
+    problem, else 0. `gpus` or `memory` (GB) ask about another machine: then only whether the stage fits there."""
     config = configs.load(path, overrides) if path else {}
     if path and not {"model", "processor", "criterion", "stage"} <= config.keys():
         raise UserError(f"{path}: describes no training; give the config of a stage")

@@ -2,8 +2,7 @@
 
 One micro-batch runs through the real model and criterion, forward and backward. Its indices are real; weights and
 pixels, and all that is computed of them, have shapes and no content. Operations and the bytes alive at any moment are
-counted. What DeepSpeed keeps beside that is arithmetic.
-"""
+counted. What DeepSpeed keeps beside that is arithmetic."""
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -156,8 +155,7 @@ def dry_run(
     """Run `samples` samples through a stage's model, criterion and backward pass, without weights and pixels.
 
     `gradient` bytes of every value of a gradient stay until the optimizer's step. Returns the parts, the last one being
-    all that is outside of the model's; the operations; and the bytes at the worst moment, without the weights.
-    """
+    all that is outside of the model's; the operations; and the bytes at the worst moment, without the weights."""
     with torch.device("meta"):
         model: XSamModel = configs.build(config["model"])
     stages.prepare(model, stage)
@@ -199,8 +197,7 @@ def dry_run(
 def estimate(config: Mapping[str, Any], gpus: int) -> Estimate:
     """What one of `gpus` GPUs holds at the worst moment of a step.
 
-    Raises UserError where the batch does not split evenly.
-    """
+    Raises UserError where the batch does not split evenly."""
     stage = stages.Stage.parse(config["stage"])
     accumulation = stage.accumulation(gpus)
     micro = stage.batch_size // gpus // accumulation

@@ -1,8 +1,7 @@
 """Benchmarks: ask the model, keep every answer, score what was kept.
 
 Answers are kept sample by sample, so an interrupted evaluation continues where it stopped. Benchmark rows that differ
-in `metric` alone ask the same questions and are answered by one forward pass.
-"""
+in `metric` alone ask the same questions and are answered by one forward pass."""
 
 import json
 import logging
@@ -51,8 +50,7 @@ def evaluate(
         official: also write `out/official/<benchmark>.json`, in the benchmarks' own formats.
 
     Raises:
-        UserError: no row can be run.
-    """
+        UserError: no row can be run."""
     model.eval()
     tasks, found = _build(rows)
     groups: dict[str, list[str]] = {}

@@ -35,8 +35,7 @@ def record(
     micro-batches and `record.json`. Raises UserError, on all ranks, if more than `allowed` steps have been skipped.
 
     Args:
-        facts: `step`, `source`, `losses` (terms of the global batch), `counts`, `seed` (of torch, on this rank).
-    """
+        facts: `step`, `source`, `losses` (terms of the global batch), `counts`, `seed` (of torch, on this rank)."""
     step, rank = facts["step"], distributed.rank()
     folder = skipped / f"step_{step}"
     own = folder / f"rank_{rank}"
@@ -75,8 +74,7 @@ def replay(objective: nn.Module, folder: Path) -> bool:
         folder: `step_N`, or one `rank_R` in it.
 
     Returns:
-        Whether anything was not finite.
-    """
+        Whether anything was not finite."""
     broken = False
     for own in sorted(folder.glob("rank_*")) or [folder]:
         if not (own / "record.json").is_file():
@@ -95,8 +93,7 @@ def _trace(
 ) -> tuple[dict[str, float], list[str]]:
     """Loss terms of a step, and the modules whose output, or the gradient of it, is not finite, as they come up.
 
-    `run` is `objective` or the engine around it. The backward pass is made, too, unless gradients are off.
-    """
+    `run` is `objective` or the engine around it. The backward pass is made, too, unless gradients are off."""
     terms: dict[str, float] = {}
     found: list[str] = []
 
@@ -131,8 +128,7 @@ class Watchdog(threading.Thread):
 
     Attributes:
         place: step and phase, and `samples` of the last micro-batches, which the trainer keeps up to date.
-        idle: tenths of the time; the trainer sets it to 0 at a step. A process that the system suspends misses one.
-    """
+        idle: tenths of the time; the trainer sets it to 0 at a step. A process that the system suspends misses one."""
 
     def __init__(self, minutes: float) -> None:
         super().__init__(daemon=True)

@@ -28,8 +28,7 @@ from .stages import Stage
 class Log:
     """Log of one process (rank 0). Values are of the `stage.log_every` steps since the line before.
 
-    A resumed run drops the lines and events of steps that it is about to repeat.
-    """
+    A resumed run drops the lines and events of steps that it is about to repeat."""
 
     def __init__(self, work_dir: Path, stage: Stage, *, first: int, last: int) -> None:
         """The run makes steps `first` .. `last` - 1 of the stage."""
@@ -57,8 +56,7 @@ class Log:
     def counting(self, source: str) -> AbstractContextManager[Any]:
         """Around a step: counts the operations of the first one of every source, where the peak is known.
 
-        Later ones are about as large, and counting takes time. What checkpointing computes again counts, too.
-        """
+        Later ones are about as large, and counting takes time. What checkpointing computes again counts, too."""
         if not self._peak or source in self._flops:
             return nullcontext()
         self._flops[source] = FlopCounterMode(display=False)
@@ -70,8 +68,7 @@ class Log:
     ) -> None:  # fmt: skip
         """Note one finished step: its index, its loss terms, the seconds it waited for data, what it read on all ranks.
 
-        One whose `grad_norm` is not finite was skipped; its losses are in no mean.
-        """
+        One whose `grad_norm` is not finite was skipped; its losses are in no mean."""
         self._steps += 1
         for name, value in {"waited": waited, "images": images, "tokens": text_tokens}.items():
             self._sums[name] += value

@@ -23,8 +23,7 @@ def schedule(
 
     The first `warmup * steps` steps rise linearly from START_FACTOR, the last of them to 1. Then "cosine"
     falls to 0 over the rest of the steps; "multistep" multiplies by `gamma` at each of `milestones`, which
-    are fractions of `steps` counted from the end of the warm-up, as mmengine's schedulers count them.
-    """
+    are fractions of `steps` counted from the end of the warm-up, as mmengine's schedulers count them."""
     if kind not in ("cosine", "multistep"):
         raise UserError(f"config key stage.schedule.kind: {kind!r} is not known; give cosine or multistep")
     warm = round(warmup * steps)

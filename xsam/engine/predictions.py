@@ -1,8 +1,7 @@
 """Answers on disk: a line per sample, written when it is made and never changed.
 
 `OUT/predictions/<benchmark>/part-RANK.jsonl` holds what a process answered. A killed process leaves at most one
-unfinished line, which is no JSON; its sample is asked again. `OUT/predictions/made_by.json` says who answered what.
-"""
+unfinished line, which is no JSON; its sample is asked again. `OUT/predictions/made_by.json` says who answered what."""
 
 import hashlib
 import json
@@ -57,8 +56,7 @@ def claim(out: Path, checkpoint: str, protocol: str, config: Mapping[str, Any], 
 
     Raises:
         UserError: the folder holds predictions of other weights, another protocol, model or processor, or to other
-            questions of the same name, which would be taken for these.
-    """
+            questions of the same name, which would be taken for these."""
     path = out / "predictions" / "made_by.json"
     tokens = {key: value for key, value in config["processor"].items() if key != "tokenizer"}  # it is in the weights
     mine = {

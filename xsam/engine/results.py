@@ -26,8 +26,7 @@ def score(task: Task, indices: Sequence[int], folder: Path) -> dict[str, Any]:
     """One entry of `results["benchmarks"]` from the predictions in `folder`.
 
     Every sample is scored alone, for `scores.json` there (by which the gallery finds the worst); those of an image are
-    merged, and the images are drawn with replacement for the intervals.
-    """
+    merged, and the images are drawn with replacement for the intervals."""
     answers = predictions.read(folder)
     errors: dict[str, str] = {}
     scores: dict[str, float | None] = {}
@@ -156,8 +155,7 @@ def compare(first: Path, second: Path) -> str:
     """Two runs side by side, in Markdown, with the interval of the difference on the images that they share.
 
     Where they are the same images, both were drawn alike, and the difference is taken draw by draw. Raises UserError
-    where a folder holds no results.
-    """
+    where a folder holds no results."""
     runs = [read(folder)["benchmarks"] for folder in (first, second)]
     lines = [f"| benchmark | metric | {first} | {second} | difference | 95 % |", "|---|---|---:|---:|---:|---:|"]
     for name in dict.fromkeys([*runs[0], *runs[1]]):

@@ -24,19 +24,12 @@ def default_work_dir(config: str) -> Path:
 
 
 def train_stage(
-    path: str,
-    overrides: Sequence[str],
-    *,
-    work_dir: Path | None,
-    init_from: Sequence[str],
-    resume: bool,
-    max_steps: int | None,
-    pictures: Callable[[Mixture, Processor], Pictures],
-) -> None:
+    path: str, overrides: Sequence[str], *, work_dir: Path | None, init_from: Sequence[str], resume: bool,
+    max_steps: int | None, pictures: Callable[[Mixture, Processor], Pictures],
+) -> None:  # fmt: skip
     """Train the stage that a config describes. Raises UserError for what the user must change.
 
-    `pictures` makes what draws predictions every `stage.picture_every` steps.
-    """
+    `pictures` makes what draws predictions every `stage.picture_every` steps."""
     config = configs.load(path, overrides)
     if init_from:
         config["stage"]["init_from"] = list(init_from)
@@ -50,14 +43,12 @@ def train_stage(
         criterion = configs.build(config["criterion"])
         torch.manual_seed(stage.seed)  # new parts start alike on every rank
         if stage.init_from and not resume:
-            words = len(processor.tokenizer or ())
-            model, report = load_model(
-                config["model"], stage.init_from, stage.new, dtype=_dtype(stage), vocabulary=words
-            )
+            words, dtype = len(processor.tokenizer or ()), _dtype(stage)
+            model, report = load_model(config["model"], stage.init_from, stage.new, dtype=dtype, vocabulary=words)
             distributed.say(str(report))
         else:
-            if resume and "llm" in config["model"]:
-                _keep_vocabulary(config["model"]["llm"], work_dir)
+            if resume:
+                _keep_vocabulary(config["model"], work_dir)
             model = configs.build(config["model"])
     count, refused = distributed.all_reduce_sum, work_dir / "refused.jsonl"
     loader = partial(Loader, mixture, processor, seed=stage.seed, total=count, refused=refused)
@@ -74,8 +65,7 @@ def replay(path: str, overrides: Sequence[str], folder: Path) -> bool:
     config = configs.load(path, overrides)
     stage = Stage.parse(config["stage"])
     weights = folder.parent if folder.name.startswith("rank_") else folder
-    if "llm" in config["model"]:
-        _keep_vocabulary(config["model"]["llm"], weights)
+    _keep_vocabulary(config["model"], weights)
     model = configs.build(config["model"])
     prepare(model, stage)
     load_weights(model, {str(weights): read_weights(weights)}, dtype=_dtype(stage))
@@ -87,10 +77,10 @@ def _dtype(stage: Stage) -> torch.dtype:
     return torch.bfloat16 if stage.precision == "bf16" else torch.float32
 
 
-def _keep_vocabulary(llm: dict[str, Any], work_dir: Path) -> None:
+def _keep_vocabulary(model: dict[str, Any], work_dir: Path) -> None:
     """A run goes on with the vocabulary size that its first weights gave it."""
-    if (work_dir / "config.json").is_file():
-        llm["vocab_size"] = configs.load(work_dir)["model"]["llm"]["vocab_size"]
+    if "llm" in model and (work_dir / "config.json").is_file():
+        model["llm"]["vocab_size"] = configs.load(work_dir)["model"]["llm"]["vocab_size"]
 
 
 def _check_sources(stage: Stage) -> None:

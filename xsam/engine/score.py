@@ -1,8 +1,7 @@
 """`xsam score KIND`: predictions of any program against a ground truth, both as files in the public formats.
 
 An id that the ground truth does not have, or one that comes twice, is the user's mistake; one that the predictions
-lack counts as nothing predicted.
-"""
+lack counts as nothing predicted."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,9 @@
 """A training stage as data: what is frozen, what learns how fast, and for how long."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -51,17 +52,14 @@ class Stage:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Stage":
         """Raises UserError for an unknown, missing or impossible value."""
-        known = {f.name for f in fields(cls)}
-        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"config key stage.{unknown[0]} is not known; there is: {', '.join(sorted(known))}")
-        if missing := sorted(required - set(values)):
+        stage_keys, schedule_keys = sorted(f.name for f in fields(cls)), ["gamma", "kind", "milestones", "warmup"]
+        schedule = values.get("schedule", {})
+        for where, given, known in (("stage", values, stage_keys), ("stage.schedule", schedule, schedule_keys)):
+            if unknown := sorted(set(given) - set(known)):
+                raise UserError(f"config key {where}.{unknown[0]} is not known; there is: {', '.join(known)}")
+        if missing := sorted({"lr", "name"} - set(values)):
             raise UserError(f"config key stage.{missing[0]} is missing; add it to the config's stage")
         stage = cls(**values)
-        if odd := sorted(set(stage.schedule) - {"kind", "warmup", "milestones", "gamma"}):
-            raise UserError(
-                f"config key stage.schedule.{odd[0]} is not known; there is: gamma, kind, milestones, warmup"
-            )
         if stage.precision not in ("fp32", "bf16"):
             raise UserError(f"config key stage.precision: {stage.precision!r} is not known; give fp32 or bf16")
         if stage.zero not in (0, 1, 2, 3):
@@ -111,8 +109,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups of the trainable parameters, one per learning rate.
 
-    Weight decay holds for biases and norms too, as in the official training.
-    """
+    Weight decay holds for biases and norms too, as in the official training."""
     rates = _rates(model, lr, lr_scale)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -159,13 +156,11 @@ def _rates(model: nn.Module, lr: float, lr_scale: Mapping[str, float]) -> dict[s
 
 def _matching(model: nn.Module, pattern: str, key: str) -> dict[str, nn.Parameter]:
     """Parameters whose own name, or the name of a module around them, matches."""
-    matching = {name: p for name, p in model.named_parameters() if any(fnmatchcase(n, pattern) for n in _path(name))}
+    matching = {}
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(path, pattern) for path in accumulate(name.split("."), "{}.{}".format)):
+            matching[name] = parameter
     if not matching:
         children = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
         raise UserError(f"config key stage.{key}: {pattern!r} matches nothing in the model; it has: {children}")
     return matching
-
-
-def _path(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -1,8 +1,7 @@
 """The training loop, over DeepSpeed at every size: one process on a CPU, one GPU, or many nodes.
 
 The criterion divides sums over local tokens and masks by global counts (over all ranks and micro-batches). So
-the loss of a global batch is the plain sum of what all ranks and micro-batches return, however it is split.
-"""
+the loss of a global batch is the plain sum of what all ranks and micro-batches return, however it is split."""
 
 import json
 import math
@@ -28,7 +27,6 @@ from .log import Log, note_start
 PATIENCE = 5  # seconds
 BUCKET = 500_000_000  # gradients of one message between GPUs (DeepSpeed's default)
 
-
 # Called with batch_size (global), accumulation, rank, world_size, start_step, steps and workers; gives the source and
 # this rank's micro-batches of steps `start_step` .. `steps` - 1.
 LoaderFactory = Callable[..., Iterable[tuple[str, list[Batch]]]]
@@ -39,8 +37,7 @@ class Objective(nn.Module):
     """Model and criterion as one module with one output, the loss of a micro-batch.
 
     DeepSpeed hooks the outputs of the module it wraps, which it does not find in a dataclass; and ZeRO-3
-    hangs when their number differs between ranks, as that of the loss terms may. They are left in `losses`.
-    """
+    hangs when their number differs between ranks, as that of the loss terms may. They are left in `losses`."""
 
     def __init__(self, model: nn.Module, criterion: Criterion) -> None:
         super().__init__()
@@ -57,8 +54,7 @@ class Interrupt:
     """Notes SIGTERM, SIGINT and SIGUSR1 (SLURM's warning), so that the step can be finished and saved.
 
     It may come twice, from the scheduler and from the launcher that passes it on; one that comes more than `PATIENCE`
-    seconds later acts at once. A launcher that is gone is a signal, too: nobody else could stop its processes.
-    """
+    seconds later acts at once. A launcher that is gone is a signal, too: nobody else could stop its processes."""
 
     def __enter__(self) -> "Interrupt":
         self._noted, self._parent = 0.0, os.getppid()
@@ -102,8 +98,7 @@ def train(
 
     Raises:
         UserError: the stage does not fit the model or the processes, or `work_dir` does not fit `resume`; too many
-            steps are not finite; ranks are not at the same step.
-    """
+            steps are not finite; ranks are not at the same step."""
     distributed.init()
     stage = stages.Stage.parse(config["stage"])
     accumulation = stage.accumulation(distributed.world_size())
@@ -191,17 +186,13 @@ def _initialize(
 
 def _deepspeed_config(stage: stages.Stage, accumulation: int, trainable: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
-    zero = {
-        "stage": stage.zero,
-        "overlap_comm": cuda,
-        "reduce_bucket_size": min(BUCKET, trainable),  # two are allocated in full, however little trains
-        "offload_optimizer": {"device": "cpu", "pin_memory": cuda} if stage.offload else None,
-    }
+    bucket = min(BUCKET, trainable)  # two are allocated in full, however little trains
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": cuda}} if stage.offload else {}
     return {
         "train_micro_batch_size_per_gpu": stage.batch_size // distributed.world_size() // accumulation,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": stage.clip if stage.zero else 0.0,  # without ZeRO, _optimize clips
-        "zero_optimization": zero,
+        "zero_optimization": {"stage": stage.zero, "overlap_comm": cuda, "reduce_bucket_size": bucket} | offload,
         "zero_allow_untested_optimizer": True,  # torch's AdamW, which it is tested with all the same
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled at first use
         "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": True},  # else ZeRO-2 steps with NaN
@@ -246,8 +237,7 @@ def _optimize(
 ) -> tuple[dict[str, float], float]:
     """One update; returns the losses of the global batch and the norm of its gradient before clipping.
 
-    Where loss or gradient are not finite on any rank, neither is the norm on all of them, and nothing is updated.
-    """
+    Where loss or gradient are not finite on any rank, neither is the norm on all of them, and nothing is updated."""
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
         loss = engine(batch.to(engine.device), counts)

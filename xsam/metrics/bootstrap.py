@@ -16,8 +16,7 @@ def interval(values: ArrayLike) -> tuple[float, float] | None:
     """Where the middle 95 % of the replicates are, moved so that their mean is at the first, the figure itself.
 
     Without the move the interval of an AP can lie beside the AP: a set that has images twice has a higher one.
-    Replicates without a value (None, NaN) do not count; the result is None where the figure itself has none.
-    """
+    Replicates without a value (None, NaN) do not count; the result is None where the figure itself has none."""
     figure, *others = np.array(values, float)
     known = np.array(others)[~np.isnan(others)]
     if np.isnan(figure) or not known.size:

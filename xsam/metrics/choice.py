@@ -27,8 +27,7 @@ def chosen(answer: str, options: Mapping[str, str]) -> str:
     1. its letter, alone or before its own text: "B", "(b)", "B. red circle";
     2. its text, case, punctuation and articles apart, which no other option has: "a red circle";
     3. its letter before one of `.:,)` or the line's end, if what follows is neither the text nor has the letter of
-       another option: "B, since it is round".
-    """
+       another option: "B, since it is round"."""
     if not options:
         said = {"yes", "no"} & set(re.findall(r"\w+", answer.lower()))
         return said.pop() if len(said) == 1 else ""
@@ -60,8 +59,7 @@ class ChoiceScore(Metric):
         measure: of what `compute` gives the share: "accuracy" of questions; "circular", of groups (MMBench, arXiv
             2307.06281); "F1" of the answer yes, besides the accuracy (POPE, arXiv 2305.10355).
         sums: `compute` gives these named sums over categories instead, of the share of questions and that of groups: a
-            category is worth up to 200 (MME, arXiv 2306.13394).
-    """
+            category is worth up to 200 (MME, arXiv 2306.13394)."""
 
     measure: str = "accuracy"
     sums: Mapping[str, Sequence[str]] = field(default_factory=dict)

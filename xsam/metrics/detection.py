@@ -113,8 +113,7 @@ def _average_precision(
     Precision gets better, and recall changes, only where a prediction is right; so only these are looked at.
 
     rows: pycocotools' matches of one category, by image. drawn: int[R, N], how often each image is in the set. points:
-    float[101], the recalls at which precision is sampled.
-    """
+    float[101], the recalls at which precision is sampled."""
     order = np.argsort(-np.concatenate([row["dtScores"] for row in rows]), kind="stable")
     images = np.array([row["image_id"] for row in rows])
     image = np.repeat(images, [len(row["dtScores"]) for row in rows])[order]

@@ -33,8 +33,7 @@ class GroundedCaptionScore(Metric):
 
     AP is COCO's, of one class, every mask with the score 1. mIoU is the mean over images of the mean IoU of the pairs
     that `pair` makes. recall is the share of the true phrases whose pair has an IoU and a similarity of phrases of 0.5
-    or more; GLaMM takes pairs by falling IoU and ends the image with the first that has not.
-    """
+    or more; GLaMM takes pairs by falling IoU and ends the image with the first that has not."""
 
     similarity: str = ""  # of phrases, a name of `SIMILARITIES`; "" = no recall
     detections: InstanceAP = field(default_factory=InstanceAP)
@@ -54,8 +53,7 @@ class GroundedCaptionScore(Metric):
         caption and no masks.
 
         phrases[i] names masks[i], true_phrases[i] true_masks[i]; GLaMM's files may have fewer phrases than masks.
-        Raises UserError where a mask has another size.
-        """
+        Raises UserError where a mask has another size."""
         for rle in (*masks, *true_masks):
             if tuple(rle["size"]) != tuple(size):
                 sizes = f"a mask is {rle['size']}, the image {list(size)}"
@@ -127,8 +125,7 @@ def cider(captions: Captions) -> np.ndarray:
     of 10 included.
 
     TF-IDF of n-grams up to 4, frequencies of the document taken from the references of all images, so that one image
-    alone has 0; clipped cosine; a Gaussian penalty (sigma 6) of the difference of lengths, counted in bigrams.
-    """
+    alone has 0; clipped cosine; a Gaussian penalty (sigma 6) of the difference of lengths, counted in bigrams."""
     said = [_ngrams(caption) for caption, _ in captions.values()]
     references = [[_ngrams(text) for text in texts] for _, texts in captions.values()]
     frequency = Counter(gram for texts in references for gram in set().union(*itertools.chain(*texts)))

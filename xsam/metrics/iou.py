@@ -18,8 +18,7 @@ class ReferringIoU(Metric):
 
     cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more; gIoU is the
     mean of the samples' IoU, 1 where both masks are empty. There is no epsilon. The names and the no-target rules are
-    those of gRefCOCO (arXiv 2306.00968).
-    """
+    those of gRefCOCO (arXiv 2306.00968)."""
 
     # samples, those with a target, intersection, union, IoU, targets found, absences seen, Pr@X
     totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))
@@ -30,8 +29,7 @@ class ReferringIoU(Metric):
         """Count one sample: masks bool[H, W]; pixels in `ignore` (may be empty) count in neither.
 
         Where nothing was predicted because there was no usable answer at all (`failed`), that there is no target does
-        not make it right. Raises UserError if the sizes differ.
-        """
+        not make it right. Raises UserError if the sizes differ."""
         for other in (pred, ignore) if ignore.size else (pred,):
             if other.shape != gt.shape:
                 raise UserError(f"a mask is {other.shape}, the ground truth {gt.shape}; sizes must be equal")

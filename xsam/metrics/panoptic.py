@@ -15,8 +15,7 @@ class PanopticQuality(Metric):
 
     A predicted and a true segment of the same category match if their IoU is above 0.5, the void of the ground truth
     taken out of the union. A prediction without a match is no error if more than half of it lies on void or on crowd
-    regions of its own category. Categories without any segment do not count in the means.
-    """
+    regions of its own category. Categories without any segment do not count in the means."""
 
     categories: Mapping[int, bool]  # category id -> is it a thing
     totals: np.ndarray = field(init=False)  # float64[K, 4]: sum of IoU, TP, FP, FN of each category

@@ -37,8 +37,7 @@ class SemanticIoU(Metric):
     def compute(self) -> dict[str, float | None]:
         """`mIoU` over the classes that the ground truth has, `mIoU_all` also over those that were predicted without
         being there (IoU 0); `fwIoU`, IoU weighted by true pixels; `mACC` and `pACC`, the share of true pixels that are
-        right by class and of all. None if no pixel counts.
-        """
+        right by class and of all. None if no pixel counts."""
         names = ("mIoU", "mIoU_all", "fwIoU", "mACC", "pACC")
         hit, truth, predicted = self.totals
         there, union = truth > 0, truth + predicted - hit

@@ -41,8 +41,7 @@ class Criterion:
 
     Args:
         num_points: P, points per mask; 3P random ones are looked at, 3P/4 uncertain and P/4 uniform ones are kept.
-        no_object_weight: class weight of queries without a target.
-    """
+        no_object_weight: class weight of queries without a target."""
 
     def __init__(
         self, num_points: int = 12544, no_object_weight: float = 0.1, class_weight: float = 2.0,

@@ -38,8 +38,7 @@ class DeformableAttention(nn.Module):
         """Gather from the levels, float[B, S, C].
 
         values: float[B, S, C], tokens, levels (h, w) of `shapes` one after the other, each row-major. queries: the same
-        plus their positions. references: float[S, 2], (x, y) in [0, 1] of every query.
-        """
+        plus their positions. references: float[S, 2], (x, y) in [0, 1] of every query."""
         B, S, _ = queries.shape
         A, V, P = self.num_heads, self.num_levels, self.num_points
         value = self.value_proj(values).view(B, S, A, -1)
@@ -56,8 +55,7 @@ class DeformableAttention(nn.Module):
 def sample_by_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """Weighted bilinear samples, float[B, S, A * c], one `grid_sample` a level; nothing outside the map.
 
-    value: float[B, S, A, c]. locations: float[B, S, A, V, P, 2], (x, y) in [0, 1]. weights: float[B, S, A, V, P].
-    """
+    value: float[B, S, A, c]. locations: float[B, S, A, V, P, 2], (x, y) in [0, 1]. weights: float[B, S, A, V, P]."""
     B, S, A, c = value.shape
     grids = (2 * locations - 1).permute(0, 2, 1, 3, 4, 5).flatten(0, 1)  # [B * A, S, V, P, 2]
     weights = weights.permute(0, 2, 1, 3, 4).flatten(0, 1)  # [B * A, S, V, P]
@@ -91,8 +89,7 @@ def corners(places: Tensor, size: Tensor) -> Iterator[tuple[Tensor, Tensor, Tens
     """The four cells around each place: row-major number, whether it is in the map, weights along x and along y, as
     `grid_sample(align_corners=False)` multiplies them.
 
-    places: float[.., 2], (x, y) in [0, 1]. size: int64[.., 2], width and height of the maps.
-    """
+    places: float[.., 2], (x, y) in [0, 1]. size: int64[.., 2], width and height of the maps."""
     position = places * size - 0.5
     corner = position.detach().floor()
     fraction, corner = position - corner, corner.long()

@@ -3,8 +3,7 @@
 All take square, normalised float images of one fixed `image_size` and have `mean` and `std` (of pixels in 0..1),
 `channels` and `gradient_checkpointing_enable()`. A vision encoder returns the tokens that the language model reads,
 float[B, N, C]; a segmentation encoder returns channels-last maps float[B, h, w, C] by hidden-state index: 0 stands
-before the first block, k after k blocks.
-"""
+before the first block, k after k blocks."""
 
 import itertools
 import math
@@ -28,8 +27,7 @@ class ResidualStem(nn.Module):
     """Patch embedding as a small residual CNN, float[B, 3, S, S] -> float[B, channels, S / patch, S / patch].
 
     A linear patch embedding needs large-scale pre-training before a ViT sees shapes; this one learns from a few
-    thousand images. log2(patch_size) strided convolutions, each with a residual block; the width doubles each time.
-    """
+    thousand images. log2(patch_size) strided convolutions, each with a residual block; the width doubles each time."""
 
     def __init__(self, channels: int, patch_size: int) -> None:
         super().__init__()
@@ -84,8 +82,7 @@ class SamAttention(SamVisionAttention):
 
     score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two depend on j only
     through its row and its column, so they are extra columns of q against one-hot columns of k: one fused attention,
-    no N x N bias in memory.
-    """
+    no N x N bias in memory."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
         """float[B, side, side, C] -> the same shape, and no attention weights."""
@@ -112,8 +109,7 @@ SAM_VISION_ATTENTION_CLASSES["folded"] = SamAttention  # where transformers' lay
 class SamEncoder(Encoder):
     """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L.
 
-    Layers and names are those of transformers' SamVisionEncoder: the padding of the last windows is attended to.
-    """
+    Layers and names are those of transformers' SamVisionEncoder: the padding of the last windows is attended to."""
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
@@ -144,8 +140,7 @@ class SamEncoder(Encoder):
     def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
 
-        Raises UserError if S is not `image_size` or an index is beyond the depth.
-        """
+        Raises UserError if S is not `image_size` or an index is beyond the depth."""
         self._check_size(images)
         _check_indices(indices, 0, len(self.layers))
         x = self.patch_embed(images).permute(0, 2, 3, 1) + self.pos_embed
@@ -172,8 +167,7 @@ def _check_indices(indices: Sequence[int], first: int, depth: int) -> None:
 def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: str = "") -> dict[str, Tensor]:
     """The positions of a SAM state dict interpolated to the size of `encoder`; `prefix`: before each name.
 
-    These are `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear).
-    """
+    These are `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear)."""
     name, side = f"{prefix}pos_embed", encoder.grid
     grid = F.interpolate(state[name].float().permute(0, 3, 1, 2), size=(side, side), mode="bilinear")
     resized = {name: grid.permute(0, 2, 3, 1).to(state[name].dtype)}
@@ -197,8 +191,7 @@ class SiglipEncoder(Encoder):
     """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
 
     X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are not built.
-    Layers and names are those of transformers' SiglipVisionModel.
-    """
+    Layers and names are those of transformers' SiglipVisionModel."""
 
     mean = std = (0.5, 0.5, 0.5)
 
@@ -229,8 +222,7 @@ class SiglipEncoder(Encoder):
 class TimmEncoder(Encoder):
     """A timm ViT cut after block `last`, without final norm and head. An unknown name raises UserError.
 
-    `overrides` go to timm.create_model.
-    """
+    `overrides` go to timm.create_model."""
 
     last: int  # -1 = the last
 
@@ -245,8 +237,7 @@ class TimmEncoder(Encoder):
     def pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This encoder's state dict from the weights that timm publishes, positions resampled to `image_size` by timm.
 
-        Raises UserError if they do not fit.
-        """
+        Raises UserError if they do not fit."""
         overlay = {"state_dict": dict(tensors)}
         try:
             vit = self._vit(pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
@@ -293,8 +284,7 @@ class TimmSegEncoder(TimmEncoder):
     def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
 
-        Raises UserError if S is not `image_size` or an index is not in 1 .. depth (timm has no state 0).
-        """
+        Raises UserError if S is not `image_size` or an index is not in 1 .. depth (timm has no state 0)."""
         _check_indices(indices, 1, len(self.vit.blocks))
         kept = sorted(set(indices))
         states = dict(zip(kept, self._maps(images, [i - 1 for i in kept]), strict=True))

@@ -1,7 +1,6 @@
 """The language model's side: build it, put image and region features into its input, take states and text out.
 
-The model itself is transformers' (Phi-3, Qwen3, any causal LM). Its last hidden state is taken after the final norm.
-"""
+The model itself is transformers' (Phi-3, Qwen3, any causal LM). Its last hidden state is taken after the final norm."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ def causal_lm(*, model_type: str, sliding_window: int | None = None, **sizes: An
     alone (`hidden_size`, `num_hidden_layers`, ..).
 
     sliding_window: how far back a token sees beyond itself: key j is visible iff i - sliding_window <= j <= i, as
-    X-SAM's weights were trained (window 2047 of flash-attention). transformers counts the token itself, hence + 1.
-    """
+    X-SAM's weights were trained (window 2047 of flash-attention). transformers counts the token itself, hence + 1."""
     window = {} if sliding_window is None else {"sliding_window": sliding_window + 1}
     config = AutoConfig.for_model(model_type, **window, **sizes)
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
@@ -45,8 +43,7 @@ def splice(
         embed_tokens: the embedding table.
         input_ids, lengths, image_index: as in `Batch`.
         image_tokens: float[I, n, C].
-        regions: float[R, C], in reading order of the placeholders.
-    """
+        regions: float[R, C], in reading order of the placeholders."""
     is_image, is_region = input_ids == IMAGE_TOKEN, input_ids == REGION_TOKEN
     n = image_tokens.shape[1]
     widths = torch.where(is_image, n, 1)
@@ -72,8 +69,7 @@ def splice(
 def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits only where a supervised token is predicted: float[T', V], and those tokens int64[T'].
 
-    hidden: float[B, T', C]. labels: int64[B, T] of the original tokens; the first token of a row is never predicted.
-    """
+    hidden: float[B, T', C]. labels: int64[B, T] of the original tokens; the first token of a row is never predicted."""
     rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
     before = spliced.positions[rows, columns + 1] - 1
     return llm.lm_head(hidden[rows, before]), labels[rows, columns + 1]
@@ -83,8 +79,7 @@ def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids
     """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step.
 
     A row that has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may
-    differ in length: their padding is moved to the left, since a sliding window counts places, and masked out.
-    """
+    differ in length: their padding is moved to the left, since a sliding window counts places, and masked out."""
     B, T, _ = spliced.embeds.shape
     device = spliced.embeds.device
     positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding

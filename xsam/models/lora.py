@@ -1,7 +1,6 @@
 """Low-rank adapters by peft (LoRA, arXiv 2106.09685): W becomes W + alpha / rank * B A, and stays frozen itself.
 
-A folder of such a run keeps base and adapter apart, under peft's names; `merge` makes plain weights of them.
-"""
+A folder of such a run keeps base and adapter apart, under peft's names; `merge` makes plain weights of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -43,8 +42,7 @@ def inject(model: nn.Module, lora: Lora) -> None:
     """Freeze the named modules and put a trainable adapter on every linear layer below them, in place.
 
     B starts at zero, so the model computes what it did. Raises UserError for a name that the model does not have,
-    that holds no linear layer, or that is given twice.
-    """
+    that holds no linear layer, or that is given twice."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
     modules = dict(model.named_modules())
@@ -73,8 +71,7 @@ def of_config(config: Mapping[str, Any]) -> Lora | None:
 def merge(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Plain weights: every adapter added to its matrix, in fp32, in the matrix's precision and under its plain name.
 
-    Takes the weights and the config of a run folder; without adapters the weights are returned as they are.
-    """
+    Takes the weights and the config of a run folder; without adapters the weights are returned as they are."""
     lora = of_config(config)
     if lora is None:
         return dict(tensors)

@@ -12,8 +12,7 @@ from .pixel_decoder import sine_positions
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, allowed: Tensor | None = None) -> Tensor:
     """Multi-head attention float[D, Q, C] of projected queries float[D, Q, C] to keys and values float[D, N, C].
 
-    allowed: bool[D, 1, Q, N], true where a query may look; the same for all heads. None: everywhere.
-    """
+    allowed: bool[D, 1, Q, N], true where a query may look; the same for all heads. None: everywhere."""
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
 
@@ -46,8 +45,7 @@ class MaskedCrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor) -> Tensor:
         """float[D, Q, C] from queries `x` float[D, Q, C], with their positions, to the pixels of their images.
 
-        keys, values: float[I, N, C], projected once however many items share an image. item_image: int64[D].
-        """
+        keys, values: float[I, N, C], projected once however many items share an image. item_image: int64[D]."""
         weights = zip((x, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (F.linear(*each) for each in weights)
         k, v = k.index_select(0, item_image), v.index_select(0, item_image)
@@ -107,8 +105,7 @@ class MaskDecoder(nn.Module):
             levels: float[I, C, h, w], coarsest first; block l reads level l modulo their number.
             mask_features: float[I, C, h0, w0]; mask logits are `mask_embeds @ mask_features`.
             item_image: int64[D].
-            seg_embeds: float[D, C], added to every query's content; zeros without language.
-        """
+            seg_embeds: float[D, C], added to every query's content; zeros without language."""
         keys, values, features = [], [], []
         for level, embed in zip(levels, self.level_embed, strict=True):
             h, w = level.shape[-2:]

@@ -26,8 +26,7 @@ def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
     Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
 
     ids: int16[layers, S, S], -1 = none. index: int64[N], the masks. points: float[P, 2] shared by the masks, or
-    float[N, P, 2]; (x, y) in [0, 1].
-    """
+    float[N, P, 2]; (x, y) in [0, 1]."""
     height, width = ids.shape[1:]
     layers = F.pad(ids.flatten(1), (0, 1), value=-1)  # the last cell stands for everything outside
     index = index.to(ids.dtype)[:, None]
@@ -49,8 +48,7 @@ class Matcher:
         """Cost of every pair in every layer, float[L, Q, N].
 
         mask_logits: float[L, Q, P] at the sampled points. targets: float[N, P], the masks at the same points, or
-        float[L, N, P]. class_probs: float[L, Q, K + 1]. labels: int64[N].
-        """
+        float[L, N, P]. class_probs: float[L, Q, K + 1]. labels: int64[N]."""
         points = mask_logits.shape[-1]
         targets_t = targets.transpose(-1, -2)
         # BCE(x, 1) t + BCE(x, 0) (1 - t) = softplus(x) - x t: one softplus and one matmul instead of two of each.

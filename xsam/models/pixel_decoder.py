@@ -16,8 +16,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device)
     """Sine-cosine position of every cell, float[height * width, channels]: y in the first half, x in the second.
 
     Coordinates count from 1 and are scaled to (0, 2 pi]; sine and cosine alternate; temperature 10000 (DETR,
-    arXiv 2005.12872, as Mask2Former uses it).
-    """
+    arXiv 2005.12872, as Mask2Former uses it)."""
     half = channels // 2
     period = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
 

@@ -13,8 +13,7 @@ class RegionSampler(nn.Module):
         """One vector per region, float[R, C], sampled in float32.
 
         features: float[I, N, C], N = g * g tokens, row-major. points: float[R, P, 2], (x, y) in [0, 1], where 0 and 1
-        are the centres of the outermost cells. region_image: int64[R].
-        """
+        are the centres of the outermost cells. region_image: int64[R]."""
         n, channels = features.shape[1:]
         side = math.isqrt(n)
         out = features.new_zeros(len(points), channels)

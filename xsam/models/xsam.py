@@ -6,8 +6,7 @@
                   |                                               +--> <p>..</p> spans: conditions (the classifier)
                   +--> connector --> pixel decoder --> mask decoder <-- <SEG>: added to every query
 
-The model never sees a task name. Whatever a task needs (spans, regions, candidates, targets) is data in the batch.
-"""
+The model never sees a task name. Whatever a task needs (spans, regions, candidates, targets) is data in the batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,8 +41,7 @@ class XSamModel(nn.Module):
         seg_level: its hidden state that feeds the language model.
         vision_encoder, projector, seg_projector, llm: the language parts.
         connector, pixel_decoder, mask_decoder, classifier: the decoder parts.
-        phrase_projector: from the language model's width to the decoder's; where both are present.
-    """
+        phrase_projector: from the language model's width to the decoder's; where both are present."""
 
     def __init__(
         self, *, seg_encoder: Encoder, levels: Sequence[int] = (12, 18, 24), seg_level: int = 23,
@@ -110,8 +108,7 @@ class XSamModel(nn.Module):
         """Add a black image to a batch without one, and an item to a batch without a `<SEG>`.
 
         So every training step runs every part, on every rank: ZeRO-3 would otherwise wait for parameters that another
-        rank does not gather, or step with the gradients of the step before.
-        """
+        rank does not gather, or step with the gradients of the step before."""
         if not len(batch.seg_pixel_values):
             side = self.seg_encoder.image_size
             seen = self.vision_encoder.image_size if self.vision_encoder is not None else 0
@@ -156,8 +153,7 @@ class XSamModel(nn.Module):
         """Condition embeddings float[S, C] of all spans of the batch (the mean over a span's projected states, tags
         included), and the projected states at the `<SEG>` of every item, float[D, C].
 
-        hidden: float[B, T', C], last states. positions: int64[B, T], where each token of the batch stands there.
-        """
+        hidden: float[B, T', C], last states. positions: int64[B, T], where each token of the batch stands there."""
         assert self.phrase_projector is not None
         rows, columns = (batch.span_ids >= 0).nonzero(as_tuple=True)
         counts = batch.span_ids.amax(1).clamp(min=-1) + 1
@@ -191,8 +187,7 @@ def _learns(module: nn.Module) -> bool:
 def normalize(pixels: Tensor, encoder: Encoder, sizes: Tensor | None = None) -> Tensor:
     """uint8[I, 3, H, W] to what the encoder was pre-trained on, in its dtype; floats pass as already normalised.
 
-    sizes: int64[I, 2], (h, w) of the image inside the frame; what lies outside becomes zero *after* normalisation.
-    """
+    sizes: int64[I, 2], (h, w) of the image inside the frame; what lies outside becomes zero *after* normalisation."""
     dtype = next(encoder.parameters()).dtype
     if pixels.dtype != torch.uint8:
         return pixels.to(dtype)

@@ -1,7 +1,6 @@
 """Generic segmentation: every thing and all stuff of the listed categories; panoptic, instance and semantic scores.
 
-Open-vocabulary segmentation is this task with other rows. In stage 1 there is no text: the classes are a closed set.
-"""
+Open-vocabulary segmentation is this task with other rows. In stage 1 there is no text: the classes are a closed set."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,8 +41,7 @@ class GenericSegmentation(Task):
         train: categories come shuffled.
         partial: share of the training samples whose list leaves out some of the absent categories.
         max_categories: most names in a training sample's list, for long vocabularies; what the image shows always
-            stays. 0 = all.
-    """
+            stays. 0 = all."""
 
     name = "generic"
     data: CocoPanoptic | CocoInstances | LabelMaps
@@ -169,8 +167,7 @@ def segments(
 ) -> Iterator[tuple[Tensor, int, float]]:
     """Mask bool[H, W], column and score of each segment of one kind of answer.
 
-    things: of each column whether it is one. score: least class probability, which a semantic answer does not have.
-    """
+    things: of each column whether it is one. score: least class probability, which a semantic answer does not have."""
     stuff = [column for column, thing in enumerate(things) if not thing]
     if kind == "semantic":
         labels = semantic(output)

@@ -34,8 +34,7 @@ class GroundedConversation(Task):
     """Captions with marked phrases; one `<SEG>` at the end asks for the masks of all of them.
 
     The candidates are the spans of the answer itself. In evaluation the model writes the answer in every protocol.
-    `similarity` is that of `GroundedCaptionScore`.
-    """
+    `similarity` is that of `GroundedCaptionScore`."""
 
     name = "grounded_conversation"
     generates = True
@@ -111,8 +110,7 @@ def parse(answer: str) -> tuple[str, tuple[str, ...]] | None:
 
     The sentence of the `<SEG>` is no part of the caption, unless it has a phrase: then it is what went before that was
     left without a full stop, and only the `<SEG>` goes. None when there is not exactly one `<SEG>`, or tags are nested
-    or unbalanced.
-    """
+    or unbalanced."""
     tags = re.findall(r"</?p>", answer)
     if answer.count("<SEG>") != 1 or tags != ["<p>", "</p>"] * (len(tags) // 2):
         return None

@@ -36,8 +36,7 @@ class InteractiveIoU(ReferringIoU):
 
 class InteractiveSegmentation(Task):
     """Objects shown by visual prompts. Training: a sample is an image, its object and the kind of its prompt are drawn.
-    Evaluation: a sample is an object that has a prompt of the kind `prompt`; crowds are no objects.
-    """
+    Evaluation: a sample is an object that has a prompt of the kind `prompt`; crowds are no objects."""
 
     name = "interactive"
     data: CocoVgd
@@ -110,8 +109,7 @@ def agreement(masks: Tensor, boxes: Tensor, prompt: np.ndarray, kind: str) -> Te
     For a mask the IoU; for a box the IoU of the boxes; for a point or scribble the share of it that a mask covers,
     where a pixel weighs as much as it is far from the edge of the stroke: the brush may be wider than the object.
 
-    masks: bool[n, H, W]. boxes: float[n, 4], of the masks. prompt: bool[H, W].
-    """
+    masks: bool[n, H, W]. boxes: float[n, 4], of the masks. prompt: bool[H, W]."""
     if kind == "box":
         own = boxes.new_tensor(mask_box(prompt))
         sides = (torch.minimum(boxes, own)[:, 2:] - torch.maximum(boxes, own)[:, :2]).clamp(min=0)

@@ -19,8 +19,7 @@ class MultipleChoice(Task):
     Args:
         measure, sums: see `ChoiceScore`; "circular" asks each question once with every rotation of its options.
         letter: the last line of a question with options.
-        yes_no: that of others, unless the question itself says "yes or no".
-    """
+        yes_no: that of others, unless the question itself says "yes or no"."""
 
     name = "multiple_choice"
     generates = may_be_empty = True

@@ -36,8 +36,7 @@ class ReasoningSegmentation(Task):
         questions: "short" questions (a phrase), "long" ones (a sentence), or "all".
         explained: share of the training samples with an explanation that ask for it.
         short, long, why, answers: wordings of a short and of a long question, of the wish for an explanation, and of
-            the answer, which follows the explanation.
-    """
+            the answer, which follows the explanation."""
 
     name = "reasoning"
     data: ReasonSeg

@@ -34,8 +34,7 @@ class ReferringSegmentation(Task):
         several: an expression may mean several objects, or none: the answer is the union of all masks that are more
             probable than the background, absent where there is none; else it is the most probable mask.
         absent: share of the training samples with one more turn: a phrase of another image, which means nothing here.
-        max_turns: most expressions of an image in one training sample.
-    """
+        max_turns: most expressions of an image in one training sample."""
 
     name = "referring"
     data: Expressions

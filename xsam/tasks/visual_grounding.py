@@ -38,8 +38,7 @@ class VisualGrounding(Task):
         prompt: a kind of prompt; "" = any, in training only.
         cross: in evaluation every class is shown by another image of the split; one that no other shows is left out.
         absent: share of the evaluation's samples that ask for one more class, which the image does not have; another
-            image shows it.
-    """
+            image shows it."""
 
     name = "visual_grounding"
     data: CocoVgd

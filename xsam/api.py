@@ -54,14 +54,12 @@ class Result:
 def load(
     checkpoint: str, config_path: str = "", overrides: Sequence[str] = (), device: str = "", new: Sequence[str] = ()
 ) -> tuple[XSamModel, Processor, dict[str, Any]]:
-    """Build and load a model, its processor and its config. The model keeps the precision of the checkpoint.
-
-    Raises UserError where there is no config, no weights, or weights that do not fit the model or the tokenizer.
+    """Build and load a model (in the checkpoint's precision), its processor and its config. Raises UserError where
+    there is no config, no weights, or weights that do not fit the model or the tokenizer.
 
     Args:
         checkpoint: a run folder, another file of weights, or a hub name; "random" asks for random weights.
-        config_path: the config to build; by default the one stored in the checkpoint's folder.
-        overrides: `a.b=value` changes of the config.
+        config_path, overrides: the config to build, by default that of the checkpoint's folder, and its changes.
         new: patterns of what may be missing in the checkpoint, and is random then."""
     folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
     stored = folder / "config.json"
@@ -83,8 +81,7 @@ def load(
             adapters=lora.of_config(configs.load(stored)) if stored.is_file() else None,
         )  # fmt: skip
         say(str(report))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), processor, config
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor, config
 
 
 class XSam:
@@ -96,8 +93,7 @@ class XSam:
     @classmethod
     def from_pretrained(cls, checkpoint: str, device: str = "") -> "XSam":
         """From a run folder (weights, config, tokenizer)."""
-        model, processor, _ = load(checkpoint, device=device)
-        return cls(model, processor)
+        return cls(*load(checkpoint, device=device)[:2])
 
     def segment(
         self, image: str | Path, things: Sequence[str], stuff: Sequence[str] = (), kind: str = "panoptic",
@@ -108,8 +104,7 @@ class XSam:
         names = [*things, *stuff]
         question = generic.QUESTIONS[0].format(categories=", ".join(f"<p>{name}</p>" for name in names))
         (output,) = self._forced(image, question, generic.ANSWERS[0])
-        known = output.class_logits.shape[1] - 1
-        if known != len(names):
+        if (known := output.class_logits.shape[1] - 1) != len(names):
             raise UserError(f"the model knows a closed set of {known} classes, {len(names)} were named")
         rows = generic.segments(output, kind, [True] * len(things) + [False] * len(stuff), score)
         found = (Found(mask.cpu().numpy(), names[column], value) for mask, column, value in rows)
@@ -126,17 +121,13 @@ class XSam:
     def chat(self, image: str | Path, question: str, max_new_tokens: int = 128) -> Result:
         """A free answer in words."""
         sample = Sample(id="", image=str(image), turns=(Turn(f"<image>\n{question}", ""),))
-        batch = collate([self.processor.prompt(sample, 0)]).to(self._device)
+        batch = collate([self.processor.prompt(sample, 0)]).to(next(self.model.parameters()).device)
         (answer,) = self.model.generate(batch, max_new_tokens, self.processor.stop_ids)
         return Result(read_image(image), question, self.processor.text(answer))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     @torch.no_grad()
     def _forced(self, image: str | Path, question: str, answer: str) -> list[ItemOutput]:
         turns = (Turn(f"<image>\n{question}", answer),) if self.model.llm is not None else ()
         encoded = self.processor(Sample(id="", image=str(image), turns=turns), key("predict"))
-        batch = collate([encoded]).to(self._device)
+        batch = collate([encoded]).to(next(self.model.parameters()).device)
         return uncollate(self.model(batch), batch, [encoded])[0]

@@ -14,36 +14,27 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 
-_KEEP: list[torch.library.Library] = []  # a Library drops its schemas when it is garbage collected
-
-
-def _import_torchvision() -> None:
-    try:
-        import torchvision
-    except ModuleNotFoundError:
-        return  # not installed; whoever needs it will say so
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEEP.append(library)
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        import torchvision  # noqa: F401
+try:
+    import torchvision
+except ModuleNotFoundError:
+    pass  # whoever needs it will say so
+except RuntimeError as error:
+    if "torchvision::nms" not in str(error):
+        raise
+    _KEPT = torch.library.Library("torchvision", "FRAGMENT")  # drops its schemas when it is garbage collected
+    for _name in ("nms", "qnms"):
+        _KEPT.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for _name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[_name]
+    import torchvision  # noqa: F401
 
 
 def prepare_deepspeed() -> None:
-    """Keep DeepSpeed from compiling C++ on its first start; call before `deepspeed.init_distributed`.
-
-    On a CPU it would build `deepspeed_shm_comm` (two minutes that look like a hang, and a stale lock when killed);
-    only the shared-memory all-reduce of its inference engine needs it."""
+    """Keep DeepSpeed from compiling C++ on its first start; call before `deepspeed.init_distributed`. On a CPU it would
+    build `deepspeed_shm_comm` (two minutes that look like a hang, and a stale lock when killed), which only the
+    shared-memory all-reduce of its inference engine needs."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
-
-
-_import_torchvision()

@@ -1,8 +1,7 @@
 """Load, override, build. The only file that knows mmengine.
 
-A config is a Python file of data: `model`, `processor`, `criterion`, `mixture`, `benchmarks` and `stage` at the top,
-composed with mmengine's `read_base`. `type=` holds an imported class or function of this package; nothing is called
-before `build`."""
+A config is a Python file of data: `KEYS` at the top, composed with mmengine's `read_base`. `type=` holds an imported
+class or function of this package; nothing is called before `build`."""
 
 import ast
 import importlib
@@ -23,13 +22,10 @@ def data_root() -> Path:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides.
-
-    Returns plain dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
+    """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides. Returns plain
+    dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
     Raises UserError for a missing file, a config that does not load, or an override of a key that is not there."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "config.json"
+    path = Path(path, "config.json") if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config; the shipped ones are under configs/")
     if path.suffix == ".json":
@@ -56,8 +52,8 @@ def _plain(value: Any, root: Path) -> Any:
         return {key: _plain(item, root) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, root) for item in value]
-    moved = isinstance(value, str) and value.startswith("data/")
-    return str(root / value.removeprefix("data/")) if moved else value
+    below = isinstance(value, str) and value.startswith("data/")
+    return str(root / value.removeprefix("data/")) if below else value
 
 
 def _override(config: dict[str, Any], override: str, path: Path) -> None:
@@ -98,10 +94,8 @@ def resolve(name: str) -> Any:
 
 def build(node: Any, **extra: Any) -> Any:
     """Construct every `dict(type=..., ...)`, innermost first; `extra` goes to the outermost constructor."""
-    if isinstance(node, list):
-        return [build(item) for item in node]
     if not isinstance(node, dict):
-        return node
+        return [build(item) for item in node] if isinstance(node, list) else node
     arguments = {key: build(value) for key, value in node.items() if key != "type"} | extra
     if "type" not in node:
         return arguments

@@ -6,6 +6,7 @@ outputs, P points, H x W an image, h x w a feature grid, S the side of the squar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ IMAGE_TOKEN = -200  # placeholder ids, never in a vocabulary: `<image>` becomes 
 REGION_TOKEN = -300  # `<region>` the feature of one visual prompt
 
 RLE = dict[str, Any]  # COCO run-length encoding: {"size": [H, W], "counts": str}
+_no_ints = partial(np.zeros, 0, np.int64)
 
 
 class UserError(Exception):
@@ -46,25 +48,20 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class SegmentMap:
-    """N masks of one image, held as a few small integer maps instead of N dense masks.
-
-    Mask i is `(ids == i).any(0)`. Masks that overlap stand in different layers; a panoptic map needs one layer."""
+    """N masks of one image as a few small integer maps: mask i is `(ids == i).any(0)`, overlapping ones stand in
+    different layers."""
 
     ids: np.ndarray = field(default_factory=lambda: np.full((1, 0, 0), -1, np.int16))  # int16[layers, H, W], -1 = none
     count: int = 0  # N; a mask may be empty
-
-
-def _no_ints() -> np.ndarray:
-    return np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One conversation about at most one image, before tokenisation and resizing. Made by `task.sample`.
 
-    Every `<SEG>` of an answer is one decoder item. Its candidates are the `<p>..</p>` spans of this sample, in
-    the order in which they stand in the text, or with `shared_candidates` the spans of all samples of its contrast
-    group. Without turns (closed-set training) the sample is one decoder item and labels are class indices."""
+    Every `<SEG>` of an answer is one decoder item. Its candidates are the `<p>..</p>` spans of this sample in the order
+    of the text, or with `shared_candidates` those of its whole contrast group. Without turns (closed-set training) the
+    sample is one decoder item and labels are class indices."""
 
     id: str  # unique within its source
     image: str = ""  # path or data URI; "" = a conversation without an image
@@ -74,9 +71,8 @@ class Sample:
     mask_segs: np.ndarray = field(default_factory=_no_ints)  # int64[N], number of the <SEG> that asks for the mask
     shared_candidates: bool = False
     regions: tuple[Region, ...] = ()  # visual prompts, one per `<region>` in text order
-    # int64[n], the label that the n-th `<region>` asks for; then `regions` is what this sample offers (one of each
-    # label that it shows), and every `<region>` becomes one of the contrast group's regions of its label, or where
-    # there is none a region of something that this sample does not show. Empty: the regions as they stand.
+    # int64[n], label that the n-th `<region>` asks for: it becomes one of the contrast group's regions of that label,
+    # or of something this sample does not show; `regions` then holds one per label shown. Empty: as they stand.
     slots: np.ndarray = field(default_factory=_no_ints)
     truth: Mapping[str, Any] = field(default_factory=dict)  # what the task's own metric needs beyond the masks
 
@@ -159,9 +155,7 @@ def _to(value: Any, device: torch.device | str) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, Batch | DecoderItems | Target):
         return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
-    if isinstance(value, tuple):
-        return tuple(_to(v, device) for v in value)
-    return value
+    return tuple(_to(v, device) for v in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots: ZeRO-3 looks for tensors in vars() of what a module returns

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import os
+import signal
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -252,3 +255,14 @@ def test_errors_name_the_remedy():
 def test_key_depends_on_every_part():
     assert len({key(1, 2, "a"), key(1, 2, "b"), key(12, "a"), key(2, 1, "a")}) == 4
     assert 0 <= key("x") < 2**63
+
+
+def test_workers_outlive_the_signals_of_a_job():
+    """A launcher signals every process of a rank; the rank still needs its workers to finish the step and save."""
+    sent = loader(Mixture(sources={"a": Numbers(40)}), steps=10, workers=1)
+    known = set(multiprocessing.active_children())
+    steps = iter(sent)
+    next(steps)
+    for worker in set(multiprocessing.active_children()) - known:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(steps)) == 9

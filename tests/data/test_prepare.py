@@ -12,7 +12,7 @@ from xsam.data import prepare
 from xsam.data.coco import CocoInstances, CocoPanoptic
 from xsam.data.label_maps import LabelMaps, read_values
 from xsam.data.masks import unpack, write_panoptic_png
-from xsam.structures import UserError
+from xsam.structures import BadSample, UserError
 
 RECORDED = Path(__file__).parents[2] / "../shared/refdata"
 recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="recorded files are not here")
@@ -97,7 +97,7 @@ def test_ade20k_names_what_is_wrong(ade):
     with pytest.raises(UserError, match=r"is \(8, 9\), .*00000002\.png is \(8, 8\)"):
         prepare.ade20k(ade)
     instance.unlink()
-    with pytest.raises(UserError, match=r"ADE_val_00000002\.png: cannot be read"):
+    with pytest.raises(BadSample, match=r"ADE_val_00000002\.png: cannot be read"):
         prepare.ade20k(ade)
     assert not (ade / "ade20k_panoptic_val.json").exists()
     write_panoptic_png(ade / "ade20k_panoptic_val/ADE_val_00000001.png", np.full((8, 8), 3 * 65536 + 200))
@@ -141,7 +141,7 @@ def test_coco_semantic_names_what_is_wrong(coco):
     with pytest.raises(UserError, match="has no panoptic_<split>.json of train2017, val2017"):
         prepare.coco_semantic(coco / "val2017")
     (coco / "annotations/panoptic_val2017/000000000011.png").unlink()
-    with pytest.raises(UserError, match=r"000000000011\.png: cannot be read"):
+    with pytest.raises(BadSample, match=r"000000000011\.png: cannot be read"):
         prepare.coco_semantic(coco)
 
 

@@ -89,7 +89,7 @@ def test_a_config_without_a_stage(tmp_path):
 
 
 def test_the_exit_code_says_whether_there_is_a_problem(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "dry_pass", lambda *_: ())
+    monkeypatch.setattr(doctor, "dry_pass", lambda *_: doctor.Finding(True, ""))
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("XSAM_DATA", str(tmp_path))
     assert main(["doctor", "configs/shapes/stage1.py", "stage.batch_size=1"]) == 1

@@ -87,7 +87,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(launch, tmp_path):
     assert f"stopped after step {state.name[5:]} of 12; continue with --resume" in text
 
 
-@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize("zero", [*(pytest.param(zero, marks=pytest.mark.slow) for zero in (0, 1)), 2, 3])
 def test_another_number_of_processes_goes_on(launch, undisturbed, tmp_path, zero):
     stage, folder, whole = STAGE | {"zero": zero}, tmp_path / "run", undisturbed(world=1, zero=0)
     for world, last in ((1, 4), (2, 8), (1, 12)):

@@ -85,6 +85,7 @@ def test_stage_reads_a_config():
         ({"precision": "fp16"}, "give fp32 or bf16"),
         ({"zero": 4}, "not a ZeRO stage"),
         ({"precision": "bf16"}, "give 2 or 3"),
+        ({"keep": 0}, "leaves nothing to resume"),
     ],
 )
 def test_stage_refuses(change, message):

@@ -1,10 +1,9 @@
 """A model, a criterion and a loader that are small but real: unequal token counts, images without masks, a
-tensor large enough that ZeRO-3 scatters it. As a script, `toy.py WORK_DIR STAGE_JSON`, it is what torchrun starts.
+tensor large enough that ZeRO-3 scatters it.
 """
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import xsam  # noqa: F401
-from xsam.engine import distributed
-from xsam.engine.trainer import train
 from xsam.models.criterion import Counts
 from xsam.structures import IGNORE_INDEX, Batch, DecoderItems, ModelOutput
 
@@ -102,8 +99,3 @@ def build() -> Toy:
 def losses(work_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (work_dir / "log.jsonl").read_text().splitlines()]
 
-
-if __name__ == "__main__":
-    work_dir, stage = Path(sys.argv[1]), json.loads(sys.argv[2])
-    train(build(), ToyCriterion(), loader, {"stage": stage}, work_dir, steps_per_epoch=10)
-    distributed.shutdown()

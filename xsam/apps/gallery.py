@@ -1,7 +1,6 @@
 """The gallery of an evaluation: of every benchmark the worst answers and some at random, beside the truth."""
 
 import json
-import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import config as configs
 from ..data.images import read_image
-from ..data.masks import decode_rle, unpack
+from ..data.masks import decode_rle
 from ..data.mixture import key
 from ..engine import predictions
 from ..structures import BadSample, Prediction, Sample
 from ..tasks.base import Task
 from . import page
+from .preview import asked, phrases
+from .sources import Row
 from .visualize import draw_segments
 
 COUNT = 6  # of the worst, and of those at random
@@ -35,8 +35,7 @@ def write(out: Path, rows: Mapping[str, dict[str, Any]]) -> None:
         folder = out / "predictions" / name
         if not (folder / "scores.json").is_file():
             continue
-        task: Task = configs.build({key: value for key, value in row.items() if key != "published"})
-        answers = predictions.read(folder)
+        task, answers = Row(name, row).build(), predictions.read(folder)
         scores: dict[str, float | None] = json.loads((folder / "scores.json").read_text())
         ranked = sorted((id for id in scores if scores[id] is not None), key=lambda id: (scores[id], id))
         drawn = np.random.default_rng(key("gallery", name)).permutation(sorted(scores))[:COUNT].tolist()
@@ -53,7 +52,7 @@ def _card(task: Task, index: int, answer: Prediction, score: float | None) -> st
     """One sample: its pictures, question, answer and score."""
     try:
         sample = task.sample(index, np.random.default_rng(key("evaluate", answer.id)))
-        figures = "".join(_figures(task, sample, answer)) if sample.image else ""
+        figures = _figures(task, sample, answer) if sample.image else ""
     except BadSample as bad:
         return f"<article class=bad>{escape(str(bad))}</article>"
     turn = sample.turns[0] if sample.turns else None
@@ -64,16 +63,13 @@ def _card(task: Task, index: int, answer: Prediction, score: float | None) -> st
     return f"<article><h3>{escape(answer.id)}: {figure}</h3>{figures}<p class=text>{text}</p></article>"
 
 
-def _figures(task: Task, sample: Sample, answer: Prediction) -> list[str]:
+def _figures(task: Task, sample: Sample, answer: Prediction) -> str:
     image = read_image(sample.image)
     best = sorted(answer.segments, key=lambda segment: -segment.score)[:SEGMENTS]
     found = [(decode_rle(s.segmentation), task.category(s.label), s.score) for s in best]
-    words = re.findall("<p>(.*?)</p>", "".join(turn.question + turn.answer for turn in sample.turns))
-    names = [words[label] if label < len(words) else f"class {label}" for label in sample.labels.tolist()]
-    truth = [(mask, name.replace("<region>", ""), 1.0) for mask, name in zip(unpack(sample.masks), names, strict=True)]
-    pictures = [(draw_segments(image, found, SIDE), "answer"), (draw_segments(image, truth, SIDE), "truth")]
+    truth = asked(sample.masks, sample.labels, phrases("".join(turn.question + turn.answer for turn in sample.turns)))
+    pictures = [(image, found, "answer"), (image, truth, "truth")]
     for path in dict.fromkeys(region.image for region in sample.regions):
         marks = [(decode_rle(r.mask), f"region {n}", 1.0) for n, r in enumerate(sample.regions) if r.image == path]
-        shown = read_image(path) if path else image
-        pictures.append((draw_segments(shown, marks, SIDE), "what was shown"))
-    return [page.figure(picture, caption) for picture, caption in pictures]
+        pictures.append((read_image(path) if path else image, marks, "what was shown"))
+    return "".join(page.figure(draw_segments(pixels, drawn, SIDE), caption) for pixels, drawn, caption in pictures)

@@ -27,7 +27,7 @@ def write(path: Path, title: str, intro: str, body: str) -> None:
 def figure(picture: Image.Image, caption: str) -> str:
     """A picture inside the page, as JPEG, with its caption."""
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
+    picture.save(data, "JPEG", quality=85, subsampling=0)  # thin lines keep their colours
     source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
     text = escape(caption)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -11,7 +11,7 @@ from ..data.mixture import Mixture, key
 from ..data.postprocess import panoptic
 from ..data.prompt import Processor
 from ..structures import Encoded, ItemOutput
-from .preview import _masks, _phrases, _pieces
+from .preview import phrases, pieces, targets
 from .visualize import draw_segments
 
 
@@ -37,14 +37,13 @@ class Pictures:
         return images
 
     def _picture(self, encoded: Encoded, outputs: list[ItemOutput]) -> np.ndarray:
-        names = _phrases(list(_pieces(encoded, self.processor))) if len(encoded.input_ids) else {}
-        labels = sorted(set(encoded.target_labels.tolist()))
-        true = [(mask, label, 1.0) for mask, label in zip(_masks(encoded, labels), labels, strict=True)]
+        names = phrases("".join(piece for piece, _ in pieces(encoded, self.processor)))
         found = []
         for output in outputs:
             ids, segments = panoptic(replace(output, image_size=encoded.seg_size), stuff=(), score=0.5)
-            found += [((ids == number).cpu().numpy(), label, score) for number, label, score in segments]
+            for number, label, score in segments:
+                found.append(((ids == number).cpu().numpy(), names.get(label, f"class {label}"), score))
         height, width = encoded.seg_size
         frame = encoded.seg_pixel_values[:, :height, :width].transpose(1, 2, 0)
-        sides = [[(mask, names.get(label, str(label)), score) for mask, label, score in side] for side in (true, found)]
-        return np.concatenate([np.asarray(draw_segments(frame, side)) for side in sides], axis=1)
+        sides = [draw_segments(frame, shown) for shown in (targets(encoded, names), found)]
+        return np.concatenate([np.asarray(side) for side in sides], axis=1)

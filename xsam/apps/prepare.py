@@ -9,7 +9,7 @@ from ..data.catalog import DATASETS
 from ..data.refer import GRefCoco, RefCoco
 from ..data.region_records import write_vgd
 from ..data.shapes_files import prepare as write_shapes
-from ..structures import UserError
+from ..structures import BadSample, UserError
 
 REFER = {  # folder -> reader, file of refs, splits
     "refcoco": (RefCoco, "refs(unc).p", ("train", "val", "testA", "testB")),
@@ -27,7 +27,7 @@ def prepare(name: str, root: Path | None = None) -> None:
     root = root or data_root() / folder
     try:
         run(root)
-    except UserError as error:
+    except (UserError, BadSample) as error:
         sources = "; ".join(dict.fromkeys(dataset.get for dataset in DATASETS.values() if dataset.prepare == name))
         raise UserError(f"{error}; it comes from {sources} (docs/datasets.md)") from None
     print(f"{root}: ready")

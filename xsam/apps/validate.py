@@ -1,7 +1,7 @@
 """`xsam data validate`: every record of a dataset taken as training would take it, and what is wrong with which."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 
@@ -67,14 +67,11 @@ def validate(
     `limit` is how many records of a row are taken, evenly spread; 0 = all; default: all, or `SOME` of more than `MANY`.
     `full` decodes every image, not only its header. Raises UserError where nothing could be looked at."""
     found = read(target, overrides, images)
-    source = ""
-    if found.dataset:
-        made = f"then run `xsam data prepare {found.dataset.prepare}`; " if found.dataset.prepare else ""
-        source = f"get it from {found.dataset.get}; {made}see docs/datasets.md"
+    source = found.dataset.remedy if found.dataset else ""
     reports = [check(row, limit, full, source) for row in found.rows]
     if not any(report.taken for report in reports):
-        findings = [finding for report in reports for finding in report.findings.values()]
-        first = findings[0].first if findings else f"{target}: no records"
+        reasons = [finding.first for report in reports for finding in report.findings.values()]
+        first = reasons[0] if reasons else f"{target}: no records"
         raise UserError(f"{first}; {source}" if source else first)
     print(table(reports))
     return int(any(report.findings for report in reports))
@@ -93,14 +90,13 @@ def check(row: Row, limit: int | None = None, full: bool = False, source: str = 
     if not fits(row.published, len(task)):
         text = f"{row.name}: {len(task):,} records, published are {row.published}"
         report.add("another number of records", text, "check that the file is the right one, fetch it anew")
-    names: set[str] = set()
-    for index in tqdm(range(len(task)), desc=f"{row.name} ids", delay=2, leave=False):
-        if (name := task.id(index)) in names:
-            report.add("an id is not unique", f"{row.name}: {name}", "give every record an id of its own")
-        names.add(name)
+    ids = [task.id(index) for index in tqdm(range(len(task)), desc=f"{row.name} ids", delay=2, leave=False)]
+    names, times = np.unique(ids, return_counts=True)
+    for name in np.repeat(names, times - 1):
+        report.add("an id is not unique", f"{row.name}: {name}", "give every record an id of its own")
     chosen = spread(len(task), limit)
     for index in tqdm(chosen, desc=row.name, delay=2, leave=False):
-        seed = key("validate", row.name, index) if row.node.get("train") else key("evaluate", task.id(index))
+        seed = key("validate", row.name, index) if row.node.get("train") else key("evaluate", ids[index])
         try:
             check_sample(task.sample(index, np.random.default_rng(seed)), full)
         except BadSample as bad:
@@ -118,15 +114,14 @@ def spread(records: int, limit: int | None) -> list[int]:
 
 def check_sample(sample: Sample, full: bool) -> None:
     """Raises BadSample for an image that cannot be read or has another size than its masks, and for an empty mask."""
-    measure: Callable[[str], tuple[int, ...]] = (lambda path: read_image(path).shape[:2]) if full else image_size
-    names = {path for path in (sample.image, *(region.image for region in sample.regions)) if path}
-    sizes = {path: measure(path) for path in names}
-    if sample.masks.count:
-        if sample.masks.ids.shape[1:] != sizes[sample.image]:
-            raise BadSample(f"{sample.image}: is {sizes[sample.image]}, its masks are {sample.masks.ids.shape[1:]}")
-        areas = np.bincount(sample.masks.ids.ravel() + 1, minlength=sample.masks.count + 1)[1:]
-        if not areas.all():
-            raise BadSample(f"{sample.id}: mask {areas.argmin()} is empty")
+    paths = {path for path in (sample.image, *(region.image for region in sample.regions)) if path}
+    sizes = {path: read_image(path).shape[:2] if full else image_size(path) for path in paths}
+    masks = sample.masks
+    if masks.count and masks.ids.shape[1:] != sizes[sample.image]:
+        raise BadSample(f"{sample.image}: is {sizes[sample.image]}, its masks are {masks.ids.shape[1:]}")
+    areas = np.bincount(masks.ids.ravel() + 1, minlength=masks.count + 1)[1:]
+    if not areas.all():
+        raise BadSample(f"{sample.id}: mask {areas.argmin()} is empty")
     for number, region in enumerate(sample.regions):
         size = sizes[region.image or sample.image]
         if tuple(region.mask["size"]) != size:

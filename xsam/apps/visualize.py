@@ -14,9 +14,8 @@ SHADES = ((0.75, 1.0), (0.45, 1.0), (0.90, 0.80), (0.55, 0.85), (0.95, 1.0))  # 
 Color = tuple[int, int, int]
 
 
-def draw_segments(
-    image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]], side: int = SIDE
-) -> Image.Image:
+def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]],
+                  side: int = SIDE) -> Image.Image:  # fmt: skip
     """The image uint8[H, W, 3] with its segments (mask bool[H, W], label, score) drawn over it.
 
     Segment i has the colour `color(i)`; large masks lie below small ones. A name stands inside its mask, beside it if

@@ -26,36 +26,31 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from .. import config as configs
 from ..compat import prepare_deepspeed
+from ..data.records import read_json
 from ..models.encoders import SamEncoder, TimmEncoder, resize_grid, resize_positions
 from ..models.lora import Lora, inject
 from ..structures import UserError
-from .pretrained import TIMM, base_names, fetch, timm_architecture
-from .released import PARTS, canonical, is_official, translate
+from .pretrained import TIMM, base_names, fetch
+from .released import PARTS, canonical, is_official, part_of, translate
 
 FOLDER_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 Tensors = Mapping[str, Tensor]
-
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 # What DeepSpeed's files may hold beside tensors and plain values: classes that do nothing when they are made.
 INERT = {
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-}
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler", "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
+}  # fmt: skip
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint under the names it uses; their bytes stay in the file until they are read.
 
-    Takes a safetensors file, a `.bin` / `.pth` file of torch.save, a folder with one of `FOLDER_FILES`, and a
-    training state of DeepSpeed, ours or another's: its folder, or the one around it with the file `latest`. A
-    "state_dict" or "module" wrapper and what a trainer puts before the names are taken off. Raises UserError for a
-    missing or damaged file, or one that holds more than tensors."""
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+    Takes a safetensors file, a `.bin` / `.pth` file of torch.save, a folder with one of `FOLDER_FILES`, and a training
+    state of DeepSpeed: its folder, or the one around it with the file `latest`. A "state_dict" or "module" wrapper and
+    what a trainer puts before the names are taken off. UserError: a missing or damaged file, more than tensors."""
+    path = next((file for name in FOLDER_FILES if (file := Path(path, name)).is_file()), Path(path))
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a weight file or a folder that holds one")
     if path.name.endswith(".index.json"):
@@ -68,9 +63,10 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
     Official names and those of base models are recognised by content and translated; what no module of ours has is
     left out. timm's tensors depend on the encoder that takes them: "timm.ARCHITECTURE." stands before their names."""
-    path = fetch(source)
-    tensors = read_tensors(path)
-    if architecture := timm_architecture(path):
+    tensors = read_tensors(path := fetch(source))
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture and isinstance(architecture, str):  # a folder as timm publishes them
         return {f"{TIMM}{architecture}.{name}": tensor for name, tensor in tensors.items()}
     if base := base_names(tensors):
         tensors = {official: tensors[name] for name, official in base.items()}
@@ -78,9 +74,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
 
 def from_official(source: str | Path, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of our modules under our names, and the rest under those of the official archive branch.
-
-    Raises UserError if both official branches name the same tensor."""
+    """Tensors under our names, the unused under the archive branch's. UserError if both branches name one tensor."""
     if len(set(map(canonical, tensors))) < len(tensors):
         raise UserError(f"{source}: names of both official branches for the same tensor; remove one of them")
     names = translate(tensors)
@@ -93,8 +87,7 @@ def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith(tuple(f"model.{part}." for part in PARTS)) for name in tensors):
-        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("criterion.")}
-        tensors = {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if not name.startswith("criterion.")}
     return tensors
 
 
@@ -121,18 +114,15 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
-    """The weights of a training state in fp32, put together by DeepSpeed's own functions.
-
-    They unpickle without restriction, so before that every file is searched for what is not in INERT; torch's search
-    gives up on files in which a name could hide. Up to ZeRO stage 2 one file holds the whole model as it computes,
-    with what is frozen; stage 0 has no other."""
+    """The weights of a training state in fp32, put together by DeepSpeed. It unpickles without restriction, so before
+    every file is searched for what is not in INERT; torch's search gives up on files in which a name could hide. Up to
+    ZeRO stage 2 one file holds the whole model as it computes, with what is frozen; stage 0 has no other."""
     if (folder / "latest").is_file():
         folder = folder / (folder / "latest").read_text().strip()
     if not any(folder.glob("*_model_states.pt")):
         known = ", ".join((*FOLDER_FILES, "DeepSpeed's *_model_states.pt"))
         raise UserError(f"{folder}: no weights in this folder; expected one of {known}")
-    whole = folder / "mp_rank_00_model_states.pt"
-    tensors = _read_file(whole) if whole.is_file() else {}
+    tensors = _read_file(whole) if (whole := folder / "mp_rank_00_model_states.pt").is_file() else {}
     if tensors and not any(folder.glob("*_optim_states.pt")):
         return tensors
     for file in sorted(folder.glob("*.pt")):
@@ -156,8 +146,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (
         SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError,
-        AttributeError, TypeError,
-    ) as error:  # fmt: skip
+        AttributeError, TypeError) as error:  # fmt: skip
         if asked := re.search(r"(?i)unsupported (global|class|operand):? *([\w.]*)", str(error)):
             named = f" ({asked[2]})" if "." in asked[2] else ""
             problem = f"holds Python objects{named}, which could run code; save the model's state dict alone"
@@ -179,14 +168,12 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        notes = {"new": Counter(map(_part, self.new)), "resized": Counter(map(_part, self.resized))}
-        lines = []
+        notes, lines = {"new": Counter(map(part_of, self.new)), "resized": Counter(map(part_of, self.resized))}, []
         for part, total in self.total.items():
             note = ", ".join(f"{count[part]} {what}" for what, count in notes.items() if count[part])
             lines.append(f"{part:<18}{self.loaded[part]:>5} / {total:<6}{note}".rstrip())
         for source, parts in self.skipped.items():
-            listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
-            lines.append(f"skipped in {source}: {listed}")
+            lines.append(f"skipped in {source}: " + ", ".join(f"{part} ({count})" for part, count in parts.items()))
         return "\n".join(lines + self.notes)
 
 
@@ -199,12 +186,10 @@ def load_model(
     Args:
         model: `config["model"]`. Its `llm.vocab_size` becomes what the sources hold, in place.
         sources: paths or hub names for `read_weights`; later ones override earlier ones.
-        new, dtype: as in `load_weights`.
+        new, dtype: as in `load_weights`, whose UserErrors are raised.
         vocabulary: length of the tokenizer, 0 = none is needed. The base weights of a language model are cut or
-            extended to it; X-SAM's own must have it.
-        adapters: what a run with LoRA has beside its base weights.
-
-    Raises UserError as `load_weights`, and where the tokenizer is another than that of the weights."""
+            extended to it; X-SAM's own must have it, else UserError.
+        adapters: what a run with LoRA has beside its base weights."""
     weights = {str(source): read_weights(source) for source in sources}
     holders = [name for name, tensors in weights.items() if EMBEDDING in tensors and not _asked(EMBEDDING, new)]
     llm, rows, notes = model.get("llm", {}), 0, []
@@ -227,8 +212,7 @@ def load_model(
 
 def build_model(model: dict[str, Any], new: Sequence[str]) -> nn.Module:
     """The model of a config; a part without anything new has no memory yet, `load_weights` gives it some."""
-    parts = {name: node for name, node in model.items() if isinstance(node, dict) and "type" in node}
-    built = {}
+    parts, built = {name: node for name, node in model.items() if isinstance(node, dict) and "type" in node}, {}
     for name, node in parts.items():
         with init_empty_weights(include_buffers=False):
             part = configs.build(node)
@@ -245,31 +229,25 @@ def load_weights(
 ) -> LoadReport:
     """Make the tensors of checkpoints those of a model; later sources override earlier.
 
-    Parts that the model does not have are skipped and reported, and so is the closed-set classifier of a
-    stage-1 source where the model classifies by conditions. Positions of SAM and SigLIP are resized to the model's
-    image size, the vocabulary of a source that is a language model alone to the model's.
+    Parts that the model lacks are skipped and reported, as is a closed-set classifier where the model classifies by
+    conditions. Positions of SAM and SigLIP, and the vocabulary of a language model alone, get the model's size.
 
     Args:
-        model: with or without memory.
-        sources: weights by where they come from, as `read_weights` gives them.
+        model, sources: with or without memory; weights by where they come from, as `read_weights` gives them.
         new: fnmatch patterns of tensors or modules that start at random, whatever the sources hold.
         dtype: precision of the model; by default the one that its tensors are stored in, the widest if they differ.
 
     Raises UserError, and leaves the model as it was, where no source has a tensor of the model, a part of the model
     does not know a name, a shape differs, or a pattern matches nothing."""
-    state = model.state_dict(keep_vars=True)
-    report = LoadReport(total=Counter(map(_part, state)))
-    found: dict[str, Tensor] = {}
-    known, problems = set(state), list[str]()
+    report = LoadReport(total=Counter(map(part_of, state := model.state_dict(keep_vars=True))))
+    found, known, problems = dict[str, Tensor](), set(state), list[str]()
     for source, stored in sources.items():
         _check_language_model(source, stored, model, state)
-        placed = _placed(stored, model)
-        known |= placed.keys()
+        known |= (placed := _placed(stored, model)).keys()
         weights, skipped = _wanted({n: t for n, t in placed.items() if not _asked(n, new)}, state)
         if skipped:
             report.skipped[source] = skipped
-        fitted = _fitted(weights, model, state)
-        report.resized += fitted
+        report.resized += (fitted := _fitted(weights, model, state))
         weights |= fitted
         problems += _misfits(source, weights, state)
         found |= {n: t for n, t in weights.items() if n in state and t.shape == state[n].shape}
@@ -285,29 +263,23 @@ def load_weights(
         problems += [f"{source} {hint}" for source, weights in sources.items() if (hint := _looks_like(weights))]
     problems += [f"new={p!r} matches nothing" for p in new if not any(_asked(name, [p]) for name in known)]
     if problems:
-        remedy = "correct the config, or name in `new` what shall start at random"
-        raise UserError(f"{', '.join(sources) or 'no weights given'}: {'; '.join(problems)}; {remedy}")
+        problems.append("correct the config, or name in `new` what shall start at random")
+        raise UserError(f"{', '.join(sources) or 'no weights given'}: {'; '.join(problems)}")
     precisions = {tensor.dtype for tensor in found.values() if tensor.is_floating_point()} or {torch.float32}
     _adopt(model, found, dtype or reduce(torch.promote_types, precisions))
-    report.loaded = Counter(map(_part, set(state) - set(missing)))
+    report.loaded = Counter(map(part_of, set(state) - set(missing)))
     return report
 
 
 def _adopt(model: nn.Module, found: Tensors, dtype: torch.dtype) -> None:
     """Put tensors in the place of the model's, without a copy where the precision is right."""
-    model.to(dtype)
-    state = model.state_dict(keep_vars=True)
+    state = model.to(dtype).state_dict(keep_vars=True)
     owners: dict[int, Tensor] = {}  # by the tensor that they replace: what was tied stays one
     for name, tensor in found.items():
-        old = state[name]
-        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        tensor, old = tensor.to(dtype) if tensor.is_floating_point() else tensor, state[name]
         owners[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     adopted = {name: owners[id(old)] for name, old in state.items() if id(old) in owners}
     model.load_state_dict(adopted, strict=False, assign=True)
-
-
-def _part(name: str) -> str:
-    return name.split(".")[0]
 
 
 def _asked(name: str, new: Iterable[str]) -> bool:
@@ -334,7 +306,7 @@ def _check_language_model(source: str, weights: Tensors, model: nn.Module, state
 
 def _looks_like(weights: Tensors) -> str:
     """What a source seems to be that does not hold everything."""
-    parts, first = set(map(_part, weights)), next(iter(weights), "")
+    parts, first = set(map(part_of, weights)), next(iter(weights), "")
     if "classifier.predictor.weight" in weights:
         return "looks like stage 1: a segmentor with a closed set of classes, no language model"
     if "projector" in parts and "mask_decoder" not in parts:
@@ -355,9 +327,8 @@ def _placed(weights: Tensors, model: nn.Module) -> dict[str, Tensor]:
 
 def _wanted(weights: Tensors, state: Tensors) -> tuple[dict[str, Tensor], Counter[str]]:
     """The tensors without those of parts that the model lacks, and how many were left out of each part."""
-    without = [TIMM, *(f"{part}." for part in PARTS if part not in map(_part, state))]
-    if "classifier.background" in state:
-        without.append("classifier.predictor.")
+    without = [TIMM, *(f"{part}." for part in PARTS if part not in map(part_of, state))]
+    without += ["classifier.predictor."] * ("classifier.background" in state)
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(without))}
     left = weights.keys() - kept.keys()
     return kept, Counter(prefix[:-1] for prefix in without for name in left if name.startswith(prefix))
@@ -382,7 +353,6 @@ def _misfits(source: str, weights: Tensors, state: Tensors) -> Iterator[str]:
     """What of a source does not fit: one clause for unknown names, and one for other shapes."""
     if unknown := [name for name in weights if name not in state]:
         yield f"the model has no {_some(unknown)} of {source}"
-    other = [name for name in weights if name in state and weights[name].shape != state[name].shape]
-    shapes = {name: (list(weights[name].shape), list(state[name].shape)) for name in other}
-    if shapes:
-        yield _some([f"{name} is {stored} in {source}, {own} in the model" for name, (stored, own) in shapes.items()])
+    shapes = {n: (list(t.shape), list(state[n].shape)) for n, t in weights.items() if n in state}
+    if other := [f"{n} is {a} in {source}, {b} in the model" for n, (a, b) in shapes.items() if a != b]:
+        yield _some(other)

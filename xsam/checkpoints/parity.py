@@ -1,8 +1,7 @@
 """Replay recorded tensors of the official program, and compare tensor by tensor.
 
-A folder of recordings has `goldens.json`, and safetensors of weights and of cases; all under official names, at
-tiny sizes, in fp32. A case becomes a `Batch`, its recorded random draws go where ours would be drawn, and every
-tensor that was stored is compared. Nothing depends on what a case is called: what is there decides."""
+A folder of recordings has `goldens.json`, and safetensors of weights and of cases; under official names, in fp32. A
+case becomes a `Batch`, recorded random draws go where ours would be drawn, and every stored tensor is compared."""
 
 import itertools
 import json
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from ..models.projector import Projector
 from ..models.xsam import XSamModel, normalize
 from ..structures import IGNORE_INDEX, Encoded, ItemOutput, SegmentMap, UserError
 from .loading import EMBEDDING, read_tensors
-from .released import to_official, translate
+from .released import part_of, to_official, translate
 
 Report = dict[str, Any]
 Tensors = Mapping[str, Tensor]
@@ -48,6 +47,7 @@ TOLERANCE = 1e-4  # of max(1, largest recorded value); of the value itself for a
 PIXELS = 5e-4  # share of the pixels of a mask or an id map that may differ
 GRADIENT = 1e-3  # of the norm of a gradient, unless that is below 1e-5 of the global norm; then 1e-6 absolute
 REGION_POINTS = 256
+INPUT, OUTPUT = 0, 1  # of what is kept of a module's call
 
 
 class Recording:
@@ -65,9 +65,8 @@ class Recording:
 
     def tensors(self, name: str, optional: bool = False) -> dict[str, Tensor]:
         """What one entry of `goldens.json` stores; of an optional one that is not there, nothing."""
-        if optional and name not in self.entries:
-            return {}
-        return read_tensors(self.folder / self.entries.get(name, {}).get("file", name))
+        absent = optional and name not in self.entries
+        return {} if absent else read_tensors(self.folder / self.entries.get(name, {}).get("file", name))
 
     def json(self, name: str) -> Any:
         """What a JSON file holds, {} if there is none."""
@@ -94,28 +93,23 @@ def build(sizes: Mapping[str, Any], weights: Tensors) -> XSamModel:
         "seg_encoder": SamEncoder(
             image_size=sam["image_size"], patch_size=sam["patch_size"], channels=sam["hidden_size"],
             depth=sam["num_hidden_layers"], num_heads=sam["num_attention_heads"], mlp_ratio=sam["mlp_ratio"],
-            window_size=sam["window_size"], global_blocks=sam["global_attn_indexes"],
-        ),
+            window_size=sam["window_size"], global_blocks=sam["global_attn_indexes"]),
         "vision_encoder": SiglipEncoder(
             image_size=siglip["image_size"], patch_size=siglip["patch_size"], channels=siglip["hidden_size"],
             depth=siglip["num_hidden_layers"], num_heads=siglip["num_attention_heads"],
-            mlp_channels=siglip["intermediate_size"],
-        ),
-        "projector": Projector(siglip["hidden_size"], width),
+            mlp_channels=siglip["intermediate_size"]),
+        "projector": Projector(siglip["hidden_size"], width), "phrase_projector": Projector(width, C),
         "seg_projector": Projector(sam["hidden_size"], width, unshuffle=True),
-        "phrase_projector": Projector(width, C),
         "connector": Connector(sam["hidden_size"], sizes["connector_hidden_dim"], pyramid),
         "pixel_decoder": PixelDecoder(pyramid, C, m2f["encoder_layers"], heads, m2f["encoder_feedforward_dim"]),
         "mask_decoder": MaskDecoder(
-            C, m2f["num_queries"], m2f["decoder_blocks"], heads, m2f["dim_feedforward"], m2f["levels"]
-        ),
+            C, m2f["num_queries"], m2f["decoder_blocks"], heads, m2f["dim_feedforward"], m2f["levels"]),
         "classifier": ConditionClassifier(C) if open_set else ClosedSetClassifier(C, m2f["num_labels"]),
     }  # fmt: skip
     if EMBEDDING in weights:
-        own = {key: llm[key] for key in llm.keys() - {"type", "attention", "vocab_rows"}}
-        rows = len(weights[EMBEDDING])
+        own, rows = {key: llm[key] for key in llm.keys() - {"type", "attention", "vocab_rows"}}, len(weights[EMBEDDING])
         parts["llm"] = causal_lm(model_type=llm["type"], vocab_size=rows, pad_token_id=None, eos_token_id=None, **own)
-    parts = {name: parts[name] for name in parts.keys() & {name.split(".")[0] for name in weights}}
+    parts = {name: parts[name] for name in parts.keys() & {part_of(name) for name in weights}}
     return XSamModel(levels=sizes["seg_select_layers_used"], seg_level=sam["num_hidden_layers"] - 1, **parts)
 
 
@@ -124,8 +118,7 @@ class _Recorded:
 
     def __init__(self, tensors: Tensors) -> None:
         names = sorted((n for n in tensors if n.startswith("rng.")), key=lambda n: int(n.split(".")[1]))
-        self.draws = [(name.split(".")[2], tensors[name]) for name in names]
-        self.missing = 0
+        self.draws, self.missing = [(name.split(".")[2], tensors[name]) for name in names], 0
 
     def take(self, kind: str, *shape: int) -> Tensor:
         if self.draws and self.draws[0][0] == kind and self.draws[0][1].shape == shape:
@@ -138,9 +131,6 @@ class _Recorded:
 
     def integers(self, low: int, high: int, size: int) -> np.ndarray:
         return self.take("randint", size).numpy()
-
-
-INPUT, OUTPUT = 0, 1  # of what is kept of a module's call
 
 
 class _Matcher(Matcher):
@@ -157,9 +147,8 @@ class _Case:
     def __init__(self, recording: Recording, name: str) -> None:
         entry, given = recording.entries[name], recording.tensors("s1.preprocess")
         self.tensors, self.sizes, self.special = recording.tensors(name), recording.sizes, recording.special
-        self.conditions: str = entry["conditions"]  # closed_set, none, per_image or whole_batch
-        self.answer: list[int] = entry.get("forced_answer_ids", [])  # empty if nothing was generated
-        self.postprocess: dict[str, Any] = entry.get("postprocess", {})
+        self.conditions = entry["conditions"]  # closed_set, none, per_image or whole_batch
+        self.answer, self.postprocess = entry.get("forced_answer_ids", []), entry.get("postprocess", {})  # or empty
         self.pixels = given["processed.extra_pixel_values"][: len(self.tensors["in.image_sizes"])]
         self.draws, self.model = _Recorded(self.tensors), recording.model(entry["stage"])
         self.samples = [*self._samples(given)]
@@ -186,58 +175,50 @@ class _Case:
         return [self.tensors.get(f"{name}.{i}", torch.zeros(0, dtype=torch.long)) for i in range(len(self.pixels))]
 
     def _choose_regions(self) -> None:
-        """M masks, and a mask for every slot: the recorded one, or without slots each mask of the image.
-
-        As number -1 stands no region: its points are outside of every map, where its features are zero."""
+        """M masks, and a mask for every slot: the recorded one, or without slots each mask of the image. Number -1 is
+        no region: its points are outside of every map, where features are zero."""
         masks, slots = self._per_image("in.vprompt_masks_u8"), self._per_image("in.sampled_labels")
-        draws: Any = self.draws
-        points = [torch.from_numpy(sample_points(mask.numpy(), draws)) for own in masks for mask in own]
-        image = [i for i, own in enumerate(masks) for _ in own]
-        side, labels = self.pixels.shape[-1], list(range(len(image)))
+        points = [torch.from_numpy(sample_points(m.numpy(), cast(Any, self.draws))) for own in masks for m in own]
+        image, side = [i for i, own in enumerate(masks) for _ in own], self.pixels.shape[-1]
+        labels = list(range(len(image)))
         shown = torch.cat([own.view(-1, side, side) for own in masks])
-        chosen = [[m for m in labels if image[m] == i] for i in range(len(masks))]
+        self.chosen = [[m for m in labels if image[m] == i] for i in range(len(masks))]  # of each image, for its slots
         if any(map(len, slots)):
             classes, taken = self._per_image("in.class_labels"), self._per_image("vprompt.masks_u8")
             labels = torch.cat([slots[i][classes[i][: len(own)]] for i, own in enumerate(masks)]).tolist()
             number = {mask.numpy().tobytes(): m for m, mask in reversed([*enumerate(shown)])}
-            chosen = [[number.get(mask.numpy().tobytes(), -1) for mask in own] for own in taken]
-            for _ in [m for row in chosen for m in row if m >= 0]:
+            self.chosen = [[number.get(mask.numpy().tobytes(), -1) for mask in own] for own in taken]
+            for _ in [m for row in self.chosen for m in row if m >= 0]:
                 self.draws.take("randint", 1)  # which of the candidates was taken
         self.region_points = torch.stack([*points, torch.full((REGION_POINTS, 2), -1.0)])  # float[M + 1, P, 2]
         self.region_image, self.region_labels = torch.tensor([*image, -1]), torch.tensor([*labels, -1])
         self.region_masks = F.pad(shown, (0, 0, 0, 0, 0, 1))  # uint8[M + 1, S, S]
-        self.chosen = chosen  # of each image, the mask that fills each of its slots
 
     def _samples(self, given: Tensors) -> Iterator[Encoded]:
-        """The images as the data side gives them. After forced generation: the prompt, then the answer without its
-        last token."""
+        """The images as the data side gives them. With a forced answer it follows, but for its last token."""
         tensors, B, shared = self.tensors, len(self.pixels), self.conditions == "whole_batch"
-        ids = tensors.get("in.input_ids", torch.zeros(B, 0, dtype=torch.long))
-        none = torch.full_like(ids, -1)
+        none = torch.full_like(ids := tensors.get("in.input_ids", torch.zeros(B, 0, dtype=torch.long)), -1)
         labels = tensors.get("in.labels", torch.full_like(ids, IGNORE_INDEX))
         spans, segs = tensors.get("in.cond_ids", none), tensors.get("in.seg_ids", none)
         if self.answer:
             answer = torch.tensor([self.answer[:-1]])
             opened, closed, seg = (answer == self.special[token] for token in ("<p>", "</p>", "<SEG>"))
-            inside = (opened.cumsum(1) > closed.cumsum(1)) | closed
-            said = torch.where(inside, opened.cumsum(1) - 1, -1)
-            ids = torch.cat([ids, answer], 1)
-            labels = torch.full_like(ids, IGNORE_INDEX)
+            said = torch.where((opened.cumsum(1) > closed.cumsum(1)) | closed, opened.cumsum(1) - 1, -1)
+            labels = torch.full_like(ids := torch.cat([ids, answer], 1), IGNORE_INDEX)
             spans = torch.cat([none if opened.any() else spans, said], 1)
             segs = torch.cat([segs, torch.where(seg, seg.cumsum(1) - 1, -1)], 1)
         pixels = tensors.get("in.pixel_values", torch.zeros(B, 3, 0, 0)).numpy()
         sizes, image_sizes = tensors["in.scaled_sizes"].tolist(), tensors["in.image_sizes"].tolist()
         for i, targets in enumerate(self._per_image("in.class_labels")):
             T, N = len(np.trim_zeros(ids[i].numpy(), "b")), len(targets)
-            masks = given[f"processed.mask_labels_u8.{i}"][:N]
             yield Encoded(
                 id=str(i), key=0, input_ids=ids[i, :T].numpy(), labels=labels[i, :T].numpy(),
                 span_ids=spans[i, :T].numpy(), seg_ids=segs[i, :T].numpy(), pixel_values=pixels[i],
                 seg_pixel_values=self.pixels[i].numpy(), seg_size=sizes[i], image_size=image_sizes[i],
-                target_ids=pack(masks.bool().numpy()).ids, target_labels=targets.numpy(),
-                target_segs=np.arange(N) if shared else np.zeros(N, np.int64), shared_candidates=shared,
-                region_points=np.zeros((0, REGION_POINTS, 2), np.float32), region_labels=np.zeros(0, np.int64),
-                region_images=np.zeros(0, np.int64),
+                target_ids=pack(given[f"processed.mask_labels_u8.{i}"][:N].bool().numpy()).ids,
+                target_labels=targets.numpy(), target_segs=np.arange(N) if shared else np.zeros(N, np.int64),
+                shared_candidates=shared, region_points=np.zeros((0, REGION_POINTS, 2), np.float32),
+                region_labels=np.zeros(0, np.int64), region_images=np.zeros(0, np.int64),
             )  # fmt: skip
 
     def made(self, pattern: str, part: int = OUTPUT) -> list[Any]:
@@ -251,15 +232,14 @@ class _Case:
         named: dict[str, Iterable[Tensor]] = {
             "sam.hidden_states.{k}": made("seg_encoder.layers.0", INPUT) + made(r"seg_encoder.layers.\d+"),
             "siglip.hidden_states.{k}": made(layers, INPUT)[:1] + made(layers),
-            "visual_projector.out": made("projector"),
-            "seg_projector.out": made("seg_projector"),
+            "visual_projector.out": made("projector"), "seg_projector.out": made("seg_projector"),
             "connector.out.{k}": itertools.chain(*made("connector")),
             "pixel_decoder.enc.{k}.msdeform_attn": made(r"pixel_decoder.layers.\d+.self_attn"),
             "pixel_decoder.mask_features": made("pixel_decoder"),
             "pixel_decoder.multi_scale_features.{k}": self.features.levels,
             "decoder.class_logits_per_layer.{k}": output.class_logits,
             "out.class_queries_logits": output.class_logits[-1:],
-        }
+        }  # fmt: skip
         if len(output.mask_embeds):
             logits = torch.einsum("ldqc,dchw->ldqhw", output.mask_embeds, output.mask_features[output.item_image])
             first = F.interpolate(logits[-1, :, :1], self.pixels.shape[-2:], mode="bilinear", align_corners=False)
@@ -270,52 +250,44 @@ class _Case:
             }
         if len(self.region_image) > 1:
             features = model.region_sampler(self.features.seg_tokens, self.region_points, self.region_image)
-            named |= {
-                "vision_sampler.out.{k}": [features[self.region_image == i] for i in range(len(self.chosen))],
-                "vprompt.feats.{k}": [features[row] for row in self.chosen],
-                "vprompt.masks_u8.{k}": [self.region_masks[row] for row in self.chosen],
-                "vprompt.new_sampled_labels.{k}": [self.region_labels[row] for row in self.chosen],
-            }
+            named["vision_sampler.out.{k}"] = [features[self.region_image == i] for i in range(len(self.chosen))]
+            shown = {"feats": features, "masks_u8": self.region_masks, "new_sampled_labels": self.region_labels}
+            named |= {"vprompt." + key + ".{k}": [value[row] for row in self.chosen] for key, value in shown.items()}
         if self.spliced is not None and model.llm is not None:
             positions, hidden = self.spliced.positions, self.calls["llm.model.norm"][OUTPUT]
             named |= {
                 "llm.inputs_embeds": made("llm.model.layers.0", INPUT),
                 "llm.hidden_states.{k}": [*made(r"llm.model.layers.\d+", INPUT), hidden],
-                "llm.generated_last_hidden": [hidden],
-                "llm.logits": [model.llm.lm_head(hidden)],
+                "llm.generated_last_hidden": [hidden], "llm.logits": [model.llm.lm_head(hidden)],
                 "llm.labels": [torch.full(hidden.shape[:2], IGNORE_INDEX).scatter(1, positions, batch.labels)],
                 "llm.position_ids": [torch.arange(hidden.shape[1]).expand(len(hidden), -1)],
                 "llm.sequences": [torch.tensor([self.answer])],
-            }
+            }  # fmt: skip
             if model.phrase_projector is not None and isinstance(model.classifier, ConditionClassifier):
                 projected, counts = model.phrase_projector(hidden), batch.span_ids.amax(1) + 1
                 spans, segs = model.conditions(batch, hidden, positions)
                 asked, candidates = batch.seg_ids >= 0, batch.items.candidates
                 background = model.classifier.background.expand(len(candidates), -1, -1)
                 named |= {
-                    "llm_projector.out": [projected],
-                    "local_cond_lens": [counts],
+                    "llm_projector.out": [projected], "local_cond_lens": [counts], "seg_embeds": [segs[:, None]],
                     "cond_embeds_raw.{k}": spans.split(counts.tolist()),
                     "seg_embeds_raw.{k}": [projected[i, at[asked[i]]] for i, at in enumerate(positions)],
                     "cond_embeds": [torch.cat([F.pad(spans, (0, 0, 0, 1))[candidates], background], 1)],
                     "embed_masks": [F.pad((candidates >= 0).float(), (0, 1), value=1)],
-                    "seg_embeds": [segs[:, None]],
-                }
+                }  # fmt: skip
         return ((name.format(k=k), value) for name, values in named.items() for k, value in enumerate(values))
 
     def losses(self) -> Named:
-        """Weighted losses and matches under the recorded points. The final output is call 0 and has no suffix, output
-        K is call K + 1 and has the suffix _K."""
+        """Weighted losses and matches. The final output is call 0, without a suffix, output K is call K + 1, _K."""
         if "loss.loss" not in self.tensors:
             return
         m2f, total = self.sizes["m2f"], torch.zeros(())
         weights = (m2f["class_weight"], m2f["mask_weight"], m2f["dice_weight"])
         criterion = Criterion(m2f["train_num_points"], m2f["no_object_weight"], *weights)
-        criterion.matcher = matcher = _Matcher(*weights)
-        counts = criterion.count(self.batch, self.model.num_queries)
+        matcher, counts = _Matcher(*weights), criterion.count(self.batch, self.model.num_queries)
+        criterion.matcher = matcher
         if self.model.llm is not None:
-            total = criterion.text_loss(self.output, counts)
-            yield "loss.loss_llm", total
+            yield "loss.loss_llm", (total := criterion.text_loss(self.output, counts))
         if len(self.batch.items):
             layers = criterion.layer_losses(self.output, self.batch, counts, self._points(criterion.num_points))
             final = len(self.output.mask_embeds) - 1
@@ -325,8 +297,7 @@ class _Case:
                 for item, match in enumerate(matcher.matches):
                     yield f"matcher.call{call}.b{item}.query_idx", match.queries[output]
                     yield f"matcher.call{call}.b{item}.label_idx", match.targets[output]
-            seg = torch.stack([loss.sum() for loss in layers.values()]).sum()
-            yield "loss.loss_seg", seg
+            yield "loss.loss_seg", (seg := torch.stack([loss.sum() for loss in layers.values()]).sum())
             total = total + seg
         yield "loss.loss", total
 
@@ -351,8 +322,7 @@ class _Case:
             elif kind == "semantic":
                 yield f"post.sem.{item}.segmentation_i16", postprocess.semantic(answer)
             elif kind == "refer":
-                best, _ = postprocess.best_mask(answer)
-                yield f"post.ref.{item}.segmentation_i16", torch.where(best, 1, 255)
+                yield f"post.ref.{item}.segmentation_i16", torch.where(postprocess.best_mask(answer)[0], 1, 255)
             elif kind in ("instance", "visual_grounded"):
                 name = f"post.{'ins' if kind == 'instance' else 'vgd'}.{item}."
                 yield from _instances(answer, options["score"], name, self.tensors)
@@ -370,24 +340,19 @@ class _Case:
 
 
 def _gradients(model: XSamModel, norms: Mapping[str, float | None], grads: Tensors) -> Report:
-    """Compare gradients by the norm of the difference, and all norms. Call after the backward pass.
-
-    Parts of which no parameter had a gradient were frozen, or had no use: there ours do not count."""
+    """Compare gradients by the norm of the difference, and all norms. Where no parameter of a part had a gradient, it
+    was frozen, or had no use: there ours do not count."""
     made = {to_official(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
-    parts = {to_official(name): name.split(".")[0] for name, _ in model.named_parameters()}
-    learned = {parts.get(name) for name, norm in norms.items() if norm is not None}
+    parts = {to_official(name): part_of(name) for name, _ in model.named_parameters()}
+    learned, none = {parts.get(name) for name, norm in norms.items() if norm is not None}, torch.zeros(())
     expected = {name: norm or 0.0 for name, norm in norms.items()}
     expected |= {name: float(grad.norm()) for name, grad in grads.items()}
-    none = torch.zeros(())
     errors = {f"grads.{name}": float((made.get(name, none) - grad).norm()) for name, grad in grads.items()}
     for name, norm in norms.items():
         if norm is not None or (name in made and parts[name] in learned):
             errors[f"grad_norms.{name}"] = abs(float(made.get(name, none).norm()) - expected[name])
-    report, small = {}, 1e-5 * math.hypot(*expected.values())
-    for key, error in errors.items():
-        norm = expected[key.split(".", 1)[1]]
-        report[key] = _entry(error, norm, GRADIENT * norm if norm > small else 1e-6)
-    return report
+    small, sizes = 1e-5 * math.hypot(*expected.values()), {key: expected[key.split(".", 1)[1]] for key in errors}
+    return {key: _entry(errors[key], n, GRADIENT * n if n > small else 1e-6) for key, n in sizes.items()}
 
 
 def _instances(answer: ItemOutput, score: float, name: str, recorded: Tensors) -> Named:
@@ -413,8 +378,7 @@ def _entry(error: float | None, largest: float, tolerance: float) -> Report:
 
 
 def _compare(name: str, ours: Tensor | None, recorded: Tensor, where: Tensor | None = None) -> Report:
-    """Compare one tensor where `where`, bool of its leading axes, is true. For masks and id maps the error is the
-    share of pixels that differ."""
+    """Compare where `where`, bool of the leading axes, is true; masks and id maps by the share of other pixels."""
     if ours is not None and ours.numel() == recorded.numel():
         ours = ours.reshape(recorded.shape)  # but for axes of length one
     elif ours is not None and ours.shape[1:] == recorded.shape[1:] and torch.equal(ours, ours[:1].expand_as(ours)):
@@ -433,9 +397,10 @@ def _compare(name: str, ours: Tensor | None, recorded: Tensor, where: Tensor | N
     return _entry(error, largest, 0 if exact else TOLERANCE * scale)
 
 
-def _replay(recording: Recording, name: str) -> Report:
+def _replay(recording: Recording, name: str) -> tuple[Report, list[str]]:
+    """The entries of all tensors of a case, and the names of those that were not computed."""
     if "conditions" not in recording.entries[name]:
-        return _result(_preprocess(recording, recording.tensors(name)))
+        return _preprocess(recording, recording.tensors(name)), []
     norms: dict[str, float | None] = recording.json(f"{name}.grad_norms.json")  # None = the parameter had no gradient
     grads = recording.tensors(f"{name}.grads", optional=True)
     with torch.set_grad_enabled(bool(norms or grads)):
@@ -446,9 +411,8 @@ def _replay(recording: Recording, name: str) -> Report:
     with torch.no_grad():
         values = losses | dict(itertools.chain(case.ours(), case.posted()))
     # What nothing of ours makes, on purpose: SAM's neck, an all-true mask, SigLIP's last layer.
-    depth = recording.sizes["siglip"]["num_hidden_layers"]
+    report, depth = {}, recording.sizes["siglip"]["num_hidden_layers"]
     dead = {"sam.last_hidden_state", "llm.attention_mask", f"siglip.hidden_states.{depth}"}
-    report = {}
     for key, recorded in case.tensors.items():
         ours = values.get(key)
         if case.answer and ours is not None and key.startswith("llm") and ours.dim() == 3:
@@ -461,12 +425,7 @@ def _replay(recording: Recording, name: str) -> Report:
         case.model.zero_grad()
         losses["loss.loss"].backward()
         report |= _gradients(case.model, norms, grads)
-    return _result(report, [key for key in case.tensors if key in dead])
-
-
-def _result(tensors: Report, not_computed: Sequence[str] = ()) -> Report:
-    passed = all(entry["passed"] for entry in tensors.values())
-    return {"passed": passed, "tensors": tensors, "not_computed": list(not_computed)}
+    return report, [key for key in case.tensors if key in dead]
 
 
 def _preprocess(recording: Recording, tensors: Tensors) -> Report:
@@ -486,22 +445,22 @@ def _preprocess(recording: Recording, tensors: Tensors) -> Report:
 def replay(folder: str | Path, cases: Sequence[str] = ()) -> Report:
     """Replay the cases of a folder, all by default.
 
-    Returns:
-        `{"cases": {name: {"passed", "tensors": {name: {"max_abs", "max_rel", "tol", "passed"}}, "not_computed"}}}`
-        `max_abs` is, for masks and id maps, the share of pixels that differ, and for `grads.*` the norm of the
-        difference; None if a tensor was not made or has another shape. `rng` counts draws that did not fit.
-
-    Raises UserError where the folder or a file of it is missing or damaged, or there is no such case."""
+    Returns `{"cases": {name: {"passed", "tensors": {name: {"max_abs", "max_rel", "tol", "passed"}}, "not_computed"}}}`.
+    `max_abs` is, for masks and id maps, the share of pixels that differ, for `grads.*` the norm of the difference; None
+    if a tensor was not made or has another shape. `rng` counts draws that did not fit. Raises UserError for a missing
+    or damaged folder or file, and where there is no such case."""
     recording = Recording(Path(folder))
     if unknown := [name for name in cases if name not in recording.cases]:
-        known = ", ".join(recording.cases)
-        raise UserError(f"{recording.folder / 'goldens.json'}: has no case {unknown[0]!r}; its cases are {known}")
-    return {"cases": {name: _replay(recording, name) for name in cases or recording.cases}}
+        problem = f"has no case {unknown[0]!r}; its cases are {', '.join(recording.cases)}"
+        raise UserError(f"{recording.folder / 'goldens.json'}: {problem}")
+    replayed = {name: _replay(recording, name) for name in cases or recording.cases}
+    return {"cases": {
+        name: {"passed": all(e["passed"] for e in tensors.values()), "tensors": tensors, "not_computed": dead}
+        for name, (tensors, dead) in replayed.items()}}  # fmt: skip
 
 
 def run(directory: Path, case: str | None, as_json: bool) -> int:
-    """`xsam parity`: print JSON, or a line for every case, and for every tensor that failed, or of the one `case` asked
-    for; 0 if everything is within tolerance, else 1. Raises as `replay`."""
+    """Print JSON, or a line for each case and each tensor that failed or is of `case`; returns exit code 0 or 1."""
     report = replay(directory, [case] if case else [])
     if as_json:
         print(json.dumps(report, indent=1))

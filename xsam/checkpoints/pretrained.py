@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from ..data.records import read_json
 from ..structures import UserError
 
 # (a tensor that gives the model away, the prefix of what we want, its official prefix in X-SAM); first match decides.
@@ -22,22 +21,21 @@ TIMM = "timm."  # with an architecture, the prefix of timm's tensors until an en
 def fetch(source: str | Path) -> Path:
     """A local file or folder as it is, or the folder of a hub name, downloaded where the cache does not have it.
 
-    Raises UserError for a path that does not exist and for a name that the hub does not know or cannot be asked for."""
-    if Path(source).exists():
-        return Path(source)
+    UserError: no such path, or a name that the hub does not know or cannot be asked for."""
+    if (folder := Path(source)).exists():
+        return folder
     name = str(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith(("runs/", ".")) or name.endswith(WEIGHTS):
         raise UserError(f"checkpoint {name}: no such file or folder; give a weight file, a run folder, or a hub name")
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.jinja", "model*.safetensors", "unused.safetensors"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        wanted = ["*.json", "*.jinja", "model*.safetensors", "unused.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:  # all of the hub's errors are one of the two
-        reason = str(error).strip().splitlines()[0]
-        tried = f"no such file or folder, and not to be had from the hub ({reason})"
+        tried = f"no such file or folder, and not to be had from the hub ({str(error).strip().splitlines()[0]})"
         raise UserError(f"checkpoint {name}: {tried}; give a local folder") from None
     return folder
 
@@ -50,11 +48,3 @@ def base_names(names: Collection[str]) -> dict[str, str]:
             wanted = [n for n in names if n.startswith(prefix) and not n.endswith("rotary_emb.inv_freq")]
             return {n: official + n.removeprefix(prefix) for n in wanted}
     return {}
-
-
-def timm_architecture(folder: Path) -> str:
-    """The architecture of a folder as timm publishes them, "" of another. UserError for a damaged `config.json`."""
-    path = folder / "config.json"
-    config = read_json(path) if path.is_file() else None
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    return architecture if isinstance(architecture, str) else ""

@@ -38,22 +38,20 @@ ALIASES = (
 
 # Stored officially, but nothing reads their output: SAM's neck, SigLIP's end, a buffer of SAM's prompts.
 DEAD = (
-    "segmentor.encoder.neck.",
-    "segmentor.shared_image_embedding.",
-    "visual_encoder.vision_model.post_layernorm.",
-    "visual_encoder.vision_model.head.",
-)
+    "segmentor.encoder.neck.", "segmentor.shared_image_embedding.",
+    "visual_encoder.vision_model.post_layernorm.", "visual_encoder.vision_model.head.",
+)  # fmt: skip
 
-# The top-level modules of `XSamModel` that have weights.
-PARTS = tuple(dict.fromkeys(ours.split(".")[0] for _, ours in TABLE))
+PARTS = tuple(dict.fromkeys(ours.split(".")[0] for _, ours in TABLE))  # modules of `XSamModel` that have weights
 
-_SIGLIP_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.")
+
+def part_of(name: str) -> str:
+    return name.split(".")[0]
 
 
 def to_ours(name: str) -> str | None:
     """Our name of an official tensor, None if no module of ours has it (but see `translate`), another name as it is."""
-    name = canonical(name)
-    return None if name.startswith(DEAD) else _rename(name, TABLE)
+    return None if (name := canonical(name)).startswith(DEAD) else _rename(name, TABLE)
 
 
 def canonical(name: str) -> str:
@@ -67,12 +65,10 @@ def to_official(name: str) -> str:
 
 
 def translate(names: Collection[str]) -> dict[str, str | None]:
-    """`to_ours` of all names of an official checkpoint, with None for SigLIP's last layer.
-
-    The layer is dead in a full tower, which its final norm gives away; without the norm the tower was cut already."""
-    ours = {name: to_ours(name) for name in names}
+    """`to_ours` of all names; None for SigLIP's last layer too, dead in a full tower, which its final norm tells."""
+    ours, layer_of = {name: to_ours(name) for name in names}, r"vision_encoder\.encoder\.layers\.(\d+)\."
     if any("vision_model.post_layernorm." in name for name in names):
-        layers = {name: int(m[1]) for name, new in ours.items() if new and (m := _SIGLIP_LAYER.match(new))}
+        layers = {name: int(m[1]) for name, new in ours.items() if new and (m := re.match(layer_of, new))}
         ours |= {name: None for name, layer in layers.items() if layer == max(layers.values())}
     return ours
 

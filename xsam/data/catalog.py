@@ -37,17 +37,15 @@ def fits(published: str, records: int) -> bool:
 
 _COCO = "cocodataset.org: "
 _REFER = f"github.com/lichengunc/refer; {_COCO}train2014"
-_KINDS = ("point", "scribble", "box", "mask")
-_MAPS = ("panoptic", "instance", "semantic")
+_KINDS, _MAPS = ("point", "scribble", "box", "mask"), ("panoptic", "instance", "semantic")
 
 DATASETS: Mapping[str, Dataset] = {
     "shapes": Dataset("made on the spot", "shapes", configs="configs/shapes/stage"),
     "coco": Dataset(f"{_COCO}train2017, val2017, annotations_trainval2017, panoptic_annotations_trainval2017", "coco",
         {"coco_panoptic": "≈118,287"}, {f"coco_{kind}": "≈5,000" for kind in _MAPS}),
     "llava_pretrain": Dataset("huggingface.co: liuhaotian/LLaVA-Pretrain", train={"llava_pretrain": "≈558,128"}),
-    "llava_instruct": Dataset(
-        "huggingface.co: liuhaotian/LLaVA-Instruct-150K; images: COCO, GQA, OCR-VQA, TextVQA, Visual Genome",
-        train={"llava_instruct": "≈665,298"}),
+    "llava_instruct": Dataset(train={"llava_instruct": "≈665,298"},
+        get="huggingface.co: liuhaotian/LLaVA-Instruct-150K; images: COCO, GQA, OCR-VQA, TextVQA, Visual Genome"),
     "refcoco": Dataset(_REFER, "refer", {"refcoco": "≈16,994"},
         {"refcoco_val": "≤10,834", "refcoco_testA": "≤5,657", "refcoco_testB": "≤5,095"}),
     "refcoco+": Dataset(_REFER, "refer", {"refcoco_plus": "≈16,992"},
@@ -73,7 +71,6 @@ DATASETS: Mapping[str, Dataset] = {
         benchmarks={"pc59_semantic": "≈5,105"}),
     "voc2012": Dataset("host.robots.ox.ac.uk/pascal/VOC: VOCtrainval_11-May-2012.tar",
         benchmarks={"voc_semantic": "≈1,449"}),
-    "chat": Dataset("github.com/open-compass/VLMEvalKit: the tables that it downloads",
-        benchmarks={"mme": "≈2,374", "mmbench_en_dev": "≈4,329", "seedbench_image": "≈14,233", "pope": "≈5,127",
-                    "ai2d_test": "≈3,088"}),
+    "chat": Dataset("github.com/open-compass/VLMEvalKit: the tables that it downloads", benchmarks={"mme": "≈2,374",
+        "mmbench_en_dev": "≈4,329", "seedbench_image": "≈14,233", "pope": "≈5,127", "ai2d_test": "≈3,088"}),
 }  # fmt: skip

@@ -11,10 +11,8 @@ from ..structures import IGNORE_INDEX, Batch, DecoderItems, Encoded, ItemOutput,
 
 
 def collate(samples: Sequence[Encoded], contrast: int = 0) -> Batch:
-    """Pad, stack, and list the decoder items. Rows that show the same image share it, so it is encoded once.
-
-    contrast: rows with `shared_candidates` share their spans inside groups of this many consecutive rows; 0 = the whole
-    batch is one group."""
+    """Pad, stack, and list the decoder items. Rows that show the same image share it, so it is encoded once. Rows with
+    `shared_candidates` share their spans inside groups of `contrast` consecutive rows; 0 = the batch is one group."""
     names = [s.image or row for row, s in enumerate(samples) if s.seg_pixel_values.size]
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     image_index = np.array([places.get(s.image or row, -1) for row, s in enumerate(samples)], np.int64)
@@ -61,7 +59,7 @@ def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int)
         if not len(sample.slots):
             chosen += [(b, r) for r in range(len(sample.region_points))]
             continue
-        group = _group(b, contrast, len(samples))
+        group = range(len(samples))[b - b % contrast :][:contrast]
         pool = [(g, r) for g in group for r in range(len(samples[g].region_labels))]
         pool = [pool[i] for i in np.random.default_rng(sample.key).permutation(len(pool))]
         taboo = {*sample.region_labels.tolist(), *sample.slots.tolist()}
@@ -75,12 +73,6 @@ def _regions(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int)
     return np.array(points, np.float32).reshape(-1, 256, 2), np.array(images, np.int64)
 
 
-def _group(row: int, contrast: int, rows: int) -> range:
-    """The rows of a row's contrast group."""
-    start = row - row % contrast
-    return range(start, min(start + contrast, rows))
-
-
 def _items(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -> DecoderItems:
     spans = np.array([s.span_ids.max(initial=-1) + 1 for s in samples])
     first = spans.cumsum() - spans  # flat number of each row's first span
@@ -89,7 +81,8 @@ def _items(samples: Sequence[Encoded], image_index: np.ndarray, contrast: int) -
     for b, sample in enumerate(samples):
         group = [b]
         if sample.shared_candidates:  # an image that stands twice in a group is no contrast to itself
-            group = [g for g in _group(b, contrast, len(samples)) if g == b or samples[g].id != sample.id]
+            near = range(len(samples))[b - b % contrast :][:contrast]
+            group = [g for g in near if g == b or samples[g].id != sample.id]
         own = np.concatenate([first[g] + np.arange(spans[g]) for g in group]).astype(np.int64)
         offset = sum(int(spans[g]) for g in group if g < b)
         ids = torch.from_numpy(sample.target_ids)

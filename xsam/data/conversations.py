@@ -1,6 +1,5 @@
 """LLaVA's conversations: a JSON list of records, each about one image or none."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,14 @@ import numpy as np
 
 from ..structures import BadSample, Turn
 from .index import SURROGATE, TAGS, stream_json_list, take, unique
-from .records import Records
+from .records import Records, usable
 
 IMAGE = "<image>"
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A record. `<image>` stands once, before the question that showed it; nowhere without an image."""
+    """`<image>` stands once in it, before the question that showed it; nowhere without an image."""
 
     id: str
     image: str  # path, "" = text only
@@ -27,7 +26,15 @@ class Conversations(Records):
     """A sequence of conversations, in the order of the file."""
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        super().__init__([Path(annotations)], images, "conversations 1", lambda: _rows(annotations))
+        seen: set[str] = set()
+
+        def row(record: tuple[int, Any], what: str) -> dict[str, Any]:
+            number, content = record
+            kept = {"conversations": take(content, "conversations", list, what), "image": content.get("image") or None}
+            return kept | {"id": unique(str(content.get("id", what)), number, seen)}
+
+        records = ((f"record {item[0]}", item) for item in enumerate(stream_json_list(annotations)))
+        super().__init__([Path(annotations)], images, "conversations 1", lambda: usable(records, row))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -37,8 +44,7 @@ class Conversations(Records):
     def __getitem__(self, index: int) -> Conversation:
         record = self._index[index]
         what = f"conversation {record['id']}"
-        pairs = _pairs(record["conversations"], what)
-        if not pairs:
+        if not (pairs := _pairs(record["conversations"], what)):
             raise BadSample(f"{what}: no question with an answer")
         shown = [number for number, (question, _) in enumerate(pairs) if IMAGE in question]
         if shown and record["image"] is None:
@@ -49,18 +55,6 @@ class Conversations(Records):
         first = min(shown, default=0)
         turns[first] = Turn(f"{IMAGE}\n{turns[first].question}", turns[first].answer)
         return Conversation(record["id"], str(self.images / take(record, "image", str, what)), tuple(turns))
-
-
-def _rows(annotations: str | Path) -> Iterator[Any]:
-    seen: set[str] = set()
-    for number, record in enumerate(stream_json_list(annotations)):
-        what = f"record {number}"
-        try:
-            messages = take(record, "conversations", list, what)
-            name = unique(str(record.get("id", what)), number, seen)
-            yield {"id": name, "image": record.get("image") or None, "conversations": messages}
-        except BadSample as bad:
-            yield bad
 
 
 def _pairs(messages: list[Any], what: str) -> list[tuple[str, str]]:

@@ -35,18 +35,17 @@ class GroundedCaption:
     def masks(self) -> np.ndarray:
         """bool[N, H, W]. Raises BadSample for an empty or malformed mask, and for an image that has to be read."""
         size = (self.height, self.width) if self.height else image_size(self.image)
-        rows = enumerate(self.segmentations)
-        return np.stack([read_mask(item, *size, f"image {self.image_id}, mask {number}") for number, item in rows])
+        rows = ((item, f"image {self.image_id}, mask {number}") for number, item in enumerate(self.segmentations))
+        return np.stack([read_mask(item, *size, what) for item, what in rows])
 
 
 class _Captions(Records):
     def __getitem__(self, index: int) -> GroundedCaption:
         row = self._index[index]
-        return GroundedCaption(
-            image=str(self.images / row["image"]), image_id=row["id"], height=row["size"][0], width=row["size"][1],
-            caption=row["caption"], segmentations=tuple(row["segmentations"]), labels=tuple(row["labels"]),
-            spans=tuple((begin, end) for begin, end in row.get("spans", ())), owners=tuple(row.get("owners", ())),
-        )  # fmt: skip
+        image, (height, width) = str(self.images / row["image"]), row["size"]
+        segmentations, labels, owners = (tuple(row.get(key, ())) for key in ("segmentations", "labels", "owners"))
+        spans = tuple((begin, end) for begin, end in row.get("spans", ()))
+        return GroundedCaption(image, row["id"], height, width, row["caption"], segmentations, labels, spans, owners)
 
 
 class GrandF(_Captions):
@@ -61,7 +60,10 @@ class GrandF(_Captions):
         if layout not in _LAYOUTS:
             raise UserError(f"layout={layout!r} is unknown; GranD-f has {', '.join(_LAYOUTS)}")
         path, row = Path(annotations), _LAYOUTS[layout]
-        super().__init__([path], images, f"grandf {layout} 1", lambda: usable(_records(path, layout), row))
+        records = ((f"{path.name}, record {n}", record) for n, record in enumerate(stream_json_list(path)))
+        if layout == "flickr":
+            records = ((what, record) for what, record in _by_image(path) if record[1])
+        super().__init__([path], images, f"grandf {layout} 1", lambda: usable(records, row))
 
     def id(self, index: int) -> str:
         """Number of the record: a file may have several captions of an image."""
@@ -69,10 +71,8 @@ class GrandF(_Captions):
 
 
 class GcgPairs(_Captions):
-    """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image.
-
-    The files do not say where a label stands in the caption. The image is the `file_name` of the mask file, which
-    where there is none is the id with `.jpg`."""
+    """The val or test split, `*_gcg_coco_mask_gt.json` and `*_gcg_coco_caption_gt.json`: one record per image: its
+    file is the `file_name` of the mask file, or the id with `.jpg`. Where a label stands in the caption is unknown."""
 
     def __init__(self, masks: str | Path, captions: str | Path, images: str | Path) -> None:
         files = Path(masks), Path(captions)
@@ -84,8 +84,7 @@ def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> 
     caption = _caption(record, what)
     found: dict[tuple[int, int], list[Any]] = {}
     for phrase, begin, segmentations in groundings:
-        span = _find(caption, phrase.strip(), begin)
-        if span and segmentations:
+        if (span := _find(caption, phrase.strip(), begin)) and segmentations:
             found.setdefault(span, []).extend(segmentations)
     if not found:
         raise BadSample(f"{what}: no phrase with a mask stands in the caption")
@@ -94,11 +93,10 @@ def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> 
         if not spans or begin >= spans[-1][1]:
             spans.append((begin, end))
     owners = [owner for owner, span in enumerate(spans) for _ in found[span]]
-    image = take(record, file, str, what)
-    about = {"id": Path(image).stem, "image": image, "size": _size(record, what), "caption": caption}
     labels = [caption[slice(*spans[owner])] for owner in owners]
-    segmentations = [item for span in spans for item in found[span]]
-    return about | {"labels": labels, "segmentations": segmentations, "spans": spans, "owners": owners}
+    drawn = {"segmentations": [item for span in spans for item in found[span]], "spans": spans, "owners": owners}
+    about = {"image": take(record, file, str, what), "size": _size(record, what), "caption": caption, "labels": labels}
+    return {"id": Path(about["image"]).stem} | about | drawn
 
 
 def _caption(record: Any, what: str) -> str:
@@ -108,12 +106,10 @@ def _caption(record: Any, what: str) -> str:
 
 def _find(caption: str, phrase: str, begin: int) -> tuple[int, int] | None:
     """Where a phrase stands, whatever the case: at `begin`, else the whole words nearest to it."""
-    if not phrase:
-        return None
     pattern = re.compile(re.escape(phrase), re.IGNORECASE)
-    if begin >= 0 and (match := pattern.match(caption, begin)):
+    if phrase and begin >= 0 and (match := pattern.match(caption, begin)):
         return match.span()
-    words = re.finditer(rf"(?<!\w){pattern.pattern}(?!\w)", caption, re.IGNORECASE)
+    words = re.finditer(rf"(?<!\w){pattern.pattern}(?!\w)", caption, re.IGNORECASE) if phrase else ()
     return min((match.span() for match in words), key=lambda span: abs(span[0] - begin), default=None)
 
 
@@ -124,8 +120,7 @@ def _size(image: dict[str, Any], what: str) -> tuple[int, int]:
 def _grandf(record: Any, what: str) -> dict[str, Any]:
     caption, groundings = _caption(record, what), []
     for phrase, grounding in take(record, "groundings", dict, what).items():
-        begin, _ = _interval(take(grounding, "token_positives", list, what), what)
-        if begin >= len(caption):
+        if (begin := _interval(take(grounding, "token_positives", list, what), what)[0]) >= len(caption):
             raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
         groundings.append((phrase, begin, take(grounding, "rle_masks", list, what)))
     return _row(record, "file_name", what, groundings)
@@ -158,15 +153,7 @@ def _flickr(record: tuple[Any, list[Any]], what: str) -> dict[str, Any]:
 _LAYOUTS: dict[str, Callable[..., dict[str, Any]]] = {"grandf": _grandf, "refcocog": _refcocog, "flickr": _flickr}
 
 
-def _records(path: Path, layout: str) -> Iterator[tuple[str, Any]]:
-    """The records of a training file with their names in messages."""
-    if layout == "flickr":
-        return ((what, record) for what, record in _by_image(path) if record[1])
-    return ((f"{path.name}, record {number}", record) for number, record in enumerate(stream_json_list(path)))
-
-
 def _interval(value: Any, what: str) -> tuple[int, int]:
-    """[begin, end) of a phrase in a caption."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(place) is int for place in value):
         raise BadSample(f"{what}: the place of a phrase is {str(value)[:40]}, not two whole numbers")
     return value[0], value[1]
@@ -199,10 +186,9 @@ def _by_image(*paths: Path) -> Iterator[tuple[str, Any]]:
         for place, content in enumerate(contents):
             for number, annotation in enumerate(content["annotations"]):
                 what = f"{paths[place]}: annotation {number}"
-                owner = take(annotation, "image_id", (int, str), what)
-                if owner not in groups:
+                if (owner := take(annotation, "image_id", (int, str), what)) not in groups:
                     raise BadSample(f"{what}: image {owner} is not among the images")
                 groups[owner][1 + place].append(annotation)
     except BadSample as bad:
         raise UserError(f"{bad}; fetch the file anew") from None
-    return ((f"{paths[0].name}, image {name}", group) for name, group in groups.items())
+    yield from ((f"{paths[0].name}, image {name}", group) for name, group in groups.items())

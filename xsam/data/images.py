@@ -22,8 +22,8 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, 
 def read_image(path: str | Path) -> np.ndarray:
     """Read any image file, or one that is written out as `data:image/jpeg;base64,..`, as RGB, uint8[H, W, 3].
 
-    The EXIF orientation is not applied: annotations are drawn on the pixels as stored. Transparency is
-    dropped, 16-bit grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image."""
+    EXIF orientation is not applied, as annotations are drawn on the pixels as stored; transparency is dropped, 16-bit
+    grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image."""
     with _opened(path) as image:
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

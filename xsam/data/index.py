@@ -21,10 +21,8 @@ REMEDY = "`xsam data prepare shapes` writes the embedded world, data/README.md s
 BAD = "not usable"  # the only key of a row that stands for a record which cannot be used; its value says why
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 LONGEST = 1 << 26  # characters: what cannot be parsed even with so many is not cut off, but damaged
-DECODER = json.JSONDecoder()
-BLANK = " \t\n\r"
-OPENING = re.compile(rf"[{BLANK}]*\[[{BLANK}]*(]?)")
-SEPARATOR = re.compile(rf"[{BLANK}]*([],])[{BLANK}]*")
+DECODER, BLANK = json.JSONDecoder(), " \t\n\r"
+OPENING, SEPARATOR = re.compile(rf"[{BLANK}]*\[[{BLANK}]*(]?)"), re.compile(rf"[{BLANK}]*([],])[{BLANK}]*")
 ANEW = "fetch or write the file anew"
 TAGS = re.compile(r"</?p>|<SEG>|<image>|<region>")  # what a prompt gives a meaning
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, which no tokenizer takes
@@ -33,16 +31,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, wh
 class Index:
     """Rows of an annotation file: an immutable sequence of JSON values, each parsed when it is asked for.
 
-    The rows are written under `$XSAM_CACHE` (default `~/.cache/xsam`) when they are not there yet, by one process at a
-    time, and written anew when a source file or `layout` changes.
-
-    Args:
-        sources: files that the rows are made of.
-        layout: name and version of what `rows` makes, with all arguments that decide it.
-        rows: makes the rows, one after the other; a BadSample in place of one says why its record cannot be used.
-
-    Raises UserError where a source is missing, all records are unusable, or the cache is damaged or cannot be written.
-    """
+    They are written under `$XSAM_CACHE` (default `~/.cache/xsam`), by one process at a time, and anew when a source or
+    `layout` (name and version of what `rows` makes, with all arguments that decide it) changes. A BadSample among
+    `rows` says why a record cannot be used. Raises UserError where a source is missing, all records are unusable, or
+    the cache is damaged or cannot be written."""
 
     def __init__(self, sources: Sequence[str | Path], layout: str, rows: Callable[[], Iterable[Any]]) -> None:
         stamp = [layout]
@@ -90,41 +82,33 @@ class Index:
 
 
 def _build(path: Path, source: str | Path, rows: Callable[[], Iterable[Any]]) -> None:
+    partial, ends, bad, why = path.with_suffix(".partial"), [0], 0, ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if not path.with_suffix(".npy").is_file():
-                log.warning("reading %s for the first time", source)
-                _write(path, source, rows())
+            if path.with_suffix(".npy").is_file():
+                return
+            log.warning("reading %s for the first time", source)
+            with partial.open("wb") as file:
+                for row in rows():
+                    if isinstance(row, BadSample):
+                        bad, why, row = bad + 1, str(row), {BAD: str(row)}
+                    file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+                    ends.append(file.tell())
+            if bad and bad == len(ends) - 1:
+                raise UserError(f"{source}: none of its {bad} records can be used, the last: {why}")
+            partial.rename(path)
+            with partial.open("wb") as file:
+                np.save(file, np.array(ends, np.int64))
+            partial.rename(path.with_suffix(".npy"))  # last: its presence says that all is there
     except OSError as error:
-        raise UserError(
-            f"{error.filename or path}: the index of {source} cannot be written ({error.strerror}); "
-            "give another folder as XSAM_CACHE"
-        ) from None
-
-
-def _write(path: Path, source: str | Path, rows: Iterable[Any]) -> None:
-    partial = path.with_suffix(".partial")
-    ends, bad, why = [0], 0, ""
-    with partial.open("wb") as file:
-        for row in rows:
-            if isinstance(row, BadSample):
-                bad, why = bad + 1, str(row)
-                row = {BAD: why}
-            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-            ends.append(file.tell())
-    if bad and bad == len(ends) - 1:
-        raise UserError(f"{source}: none of its {bad} records can be used, the last: {why}")
-    partial.rename(path)
-    with partial.open("wb") as file:
-        np.save(file, np.array(ends, np.int64))
-    partial.rename(path.with_suffix(".npy"))  # last: its presence says that all is there
+        what = f"{error.filename or path}: the index of {source} cannot be written ({error.strerror})"
+        raise UserError(f"{what}; give another folder as XSAM_CACHE") from None
 
 
 def stream_json_list(path: str | Path) -> Iterator[Any]:
-    """The values of a file that is one JSON list, parsed one after the other, so that memory holds one of them.
-
-    Raises UserError where it cannot be read, is not a list, is damaged, or breaks off, with the place."""
+    """The values of a file that is one JSON list, parsed one after the other, so that memory holds one of them. Raises
+    UserError where it cannot be read, is not a list, is damaged, or breaks off, with the place."""
     text, read = "", 0  # the last of so many characters that have been read
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -138,10 +122,8 @@ def stream_json_list(path: str | Path) -> Iterator[Any]:
                 try:
                     value, place = DECODER.raw_decode(text, at)
                     following, why = SEPARATOR.match(text, place), "no comma and no end of the list"
-                except json.JSONDecodeError as error:
-                    place, why = error.pos, error.msg
-                except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-                    place, why = at, str(error)
+                except (ValueError, RecursionError) as error:  # without pos: thousands of digits, thousands of brackets
+                    place, why = getattr(error, "pos", at), getattr(error, "msg", str(error))
                 if following:
                     yield value
                     at, mark = following.end(), following[1]
@@ -189,5 +171,4 @@ def take_text(record: Any, key: str, what: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 40 else f"{text[:37]}..."
+    return f"{text[:37]}..." if len(text := repr(value)) >= 40 else text

@@ -13,9 +13,8 @@ from .refer import Expressions
 class JsonLines(Expressions):
     """A sequence of images with expressions, in the order in which the file first names them.
 
-    Lines with the same image and text are one expression with several masks; null says that nothing in the image
-    fits the text. A line that cannot be used is a record of its own. `images` is the folder that image paths start
-    from; default: the file's own."""
+    Lines with the same image and text are one expression with several masks; null says that nothing in the image fits.
+    A line that cannot be used is a record. `images`: where image paths start from; default: the file's folder."""
 
     def __init__(self, annotations: str | Path, images: str | Path = "") -> None:
         path = Path(annotations)
@@ -25,9 +24,7 @@ class JsonLines(Expressions):
 def _rows(path: Path) -> Iterator[Any]:
     found: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}  # image -> text -> first line, objects by name
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+        for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
             what = f"{path.name}, line {number}"
             try:
                 record = json.loads(line)

@@ -33,14 +33,9 @@ def read_names(names: str | Path) -> list[Category]:
 class LabelMaps:
     """Images and their label maps in two folders: one record per image, sorted by name.
 
-    An image is `images/NAME + image_suffix`, its map `labels/NAME + label_suffix`; NAME may begin with folders. The
-    maps have one channel, grey or palette.
-
-    Args:
-        names: the classes, see `read_names`.
-        first: pixel value of the first class.
-        ignore: pixel value of what belongs to no class and does not count.
-        split: text file with one NAME per line; "" = all that the folders hold."""
+    An image is `images/NAME + image_suffix`, its map, of one channel, `labels/NAME + label_suffix`; NAME may begin with
+    folders. `names`: see `read_names`. `first`: pixel value of the first class. `ignore`: pixel value of what belongs
+    to no class and does not count. `split`: text file with one NAME per line; "" = all that the folders hold."""
 
     metrics: tuple[str, ...] = ("semantic",)  # that it can be the truth of
 
@@ -49,9 +44,8 @@ class LabelMaps:
         label_suffix: str = ".png", first: int = 0, ignore: int = 255, split: str | Path = "",
     ) -> None:  # fmt: skip
         self.images, self.labels = require_folder(images), require_folder(labels)
-        self.categories = read_names(names)
+        self.categories, self.first, self.ignore = read_names(names), first, ignore
         self.image_suffix, self.label_suffix = image_suffix, label_suffix
-        self.first, self.ignore = first, ignore
         # names of either folder, so that an image without a map is noticed
         found = _lines(split) if split else _names(self.images, image_suffix) | _names(self.labels, label_suffix)
         if not found:
@@ -67,15 +61,12 @@ class LabelMaps:
 
     def segments(self, index: int) -> ImageSegments:
         """The image with one mask for each class that it shows."""
-        name = self.id(index)
-        path = self.labels / (name + self.label_suffix)
+        path = self.labels / ((name := self.id(index)) + self.label_suffix)
         values, last = read_values(path), self.first + len(self.categories) - 1
         shown = [value for value in distinct(values) if value != self.ignore]
-        for value in shown:
-            if not self.first <= value <= last:
-                raise BadSample(f"{path}: has the value {value}; classes are {self.first} to {last}")
-        ids = tuple(value - self.first for value in shown)
-        image = str(self.images / (name + self.image_suffix))
+        if wrong := [value for value in shown if not self.first <= value <= last]:
+            raise BadSample(f"{path}: has the value {wrong[0]}; classes are {self.first} to {last}")
+        image, ids = str(self.images / (name + self.image_suffix)), tuple(value - self.first for value in shown)
         return ImageSegments(image, name, from_label_map(values, shown), ids, crowd=(False,) * len(shown))
 
 

@@ -37,24 +37,22 @@ def decode_rle(rle: RLE) -> np.ndarray:
 
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
-    """Run lengths of a compressed code, int64[n].
-
-    Each number is a group of characters, 48 plus 5 bits each, least significant first; bit 5 says that the group goes
-    on, bit 4 of its last is the sign. From the fourth number on it is the difference to the number two before."""
+    """Run lengths of a compressed code, int64[n]. Each is a group of characters, 48 plus 5 bits each, least significant
+    first; bit 5 says that the group goes on, bit 4 of its last is the sign. From the fourth on it is the difference to
+    the number two before."""
     text = counts if isinstance(counts, str) else counts.decode("latin1")
     if not CODE.fullmatch(text):
         raise ValueError("the RLE holds characters that are not part of the code, or breaks off")
     code = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(code & 32 == 0)
     lengths = np.diff(ends, prepend=-1)
-    starts = ends - lengths + 1
     if (lengths > 12).any():
         raise ValueError("the RLE holds a number that is too large")
+    starts = ends - lengths + 1
     shifts = 5 * (np.arange(len(code)) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((code & 31) << shifts, starts) if len(starts) else starts
     numbers = numbers - np.where(code[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
+    numbers[1::2], numbers[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
     return numbers
 
 
@@ -80,16 +78,13 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         numbers = isinstance(polygon, list) and all(type(v) in (int, float) and abs(v) <= far for v in polygon)
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon needs three points x, y or more, got {str(polygon)[:40]}")
-    parts = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(bool)
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """bool[H, W] -> (x0, y0, x1, y1) in pixels, maximum exclusive; zeros for an empty mask."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    columns, rows = (np.flatnonzero(mask.any(axis)).tolist() or [0, -1] for axis in (0, 1))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def pack(masks: np.ndarray) -> SegmentMap:
@@ -126,9 +121,8 @@ def select(segments: SegmentMap, chosen: np.ndarray) -> SegmentMap:
 
 def from_label_map(labels: np.ndarray, ids: Sequence[int]) -> SegmentMap:
     """int[H, W] and N distinct ids -> SegmentMap of one layer whose mask i is `labels == ids[i]`."""
-    if not len(ids):
+    if not len(values := np.asarray(ids)):
         return SegmentMap(np.full((1, *labels.shape), -1, np.int16), 0)
-    values = np.asarray(ids)
     assert len(np.unique(values)) == len(values), "repeated ids"
     flat = labels.ravel()
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # a map has far fewer runs than pixels

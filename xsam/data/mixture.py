@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -124,24 +125,36 @@ class Mixture:
         return [], [*reasons, GIVEN_UP]
 
 
-class _Steps(Dataset):
-    """Map-style: item s is the list of micro-batches of step s for one rank, whoever loads it."""
+class Loader(Dataset):
+    """Source and this rank's micro-batches of every step from `start_step` up to `steps`, made by worker processes.
+
+    A sample that is refused was drawn in a worker, which sends the reason along with the step's batches. So it counts
+    when its step is trained on, whatever was loaded ahead, and `total` makes the counts the same on every rank: all
+    stop at the same step. Rank 0 logs them, and lists them in `refused`, from where a resumed run counts on.
+
+    total: sums counts over the ranks, key by key; every rank calls it at every step. refused: file of JSON lines
+    {"step", "source", "reason"}.
+    """
 
     def __init__(
-        self, mixture: Mixture, encode: Encode, seed: int, batch_size: int,
-        accumulation: int, rank: int, world_size: int,
+        self, mixture: Mixture, encode: Encode, *, seed: int, batch_size: int, accumulation: int, rank: int,
+        world_size: int, start_step: int, steps: int, workers: int,
+        total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict, refused: Path | None = None,
     ) -> None:  # fmt: skip
-        micro, remainder = divmod(batch_size, accumulation * world_size)
+        self.micro, remainder = divmod(batch_size, accumulation * world_size)
         if remainder:
-            split = f"does not split over {world_size} processes x {accumulation} micro-steps"
-            raise UserError(f"stage.batch_size={batch_size} {split}")
+            split = f"{world_size} processes x {accumulation} micro-steps"
+            raise UserError(f"stage.batch_size={batch_size} does not split over {split}")
         self.mixture, self.encode, self.seed, self.batch_size = mixture, encode, seed, batch_size
-        self.rank, self.micro = rank, micro
-        self.own = np.arange(batch_size).reshape(accumulation, world_size, micro)[:, rank].ravel().tolist()
+        self.rank, self.range, self.workers = rank, range(start_step, steps), workers
+        self.own = np.arange(batch_size).reshape(accumulation, world_size, self.micro)[:, rank].ravel().tolist()
         self.plan = lru_cache(maxsize=1)(mixture.epoch)
+        self.total, self.path = total, refused
+        self.refused: Counter[tuple[str, str]] = Counter()  # by source and kind of reason, over all ranks
 
     def __getitem__(self, step: int) -> tuple[str, list[str], tuple[bytes, Tensor]]:
-        """Source, why samples were refused, and the parcel of micro-batches, empty where one could not be filled."""
+        """What a worker makes of a step: the source, why samples were refused, and the parcel of micro-batches, empty
+        where one could not be filled."""
         epoch, position = divmod(step, self.mixture.steps_per_epoch(self.batch_size))
         owners, batches = self.plan(self.seed, epoch, self.batch_size)
         name = self.mixture.names[owners[position]]
@@ -157,44 +170,24 @@ class _Steps(Dataset):
         starts = range(0, len(rows), self.micro)
         return name, reasons, parcel.pack([collate(rows[i : i + self.micro], self.mixture.contrast) for i in starts])
 
-
-class Loader:
-    """Source and this rank's micro-batches of every step from `start_step` up to `steps`.
-
-    A sample that is refused was drawn in a worker, which sends the reason along with the step's batches. So it counts
-    when its step is trained on, whatever was loaded ahead, and `total` makes the counts the same on every rank: all
-    stop at the same step. Rank 0 logs them, and lists them in `refused`, from where a resumed run counts on.
-
-    total: sums counts over the ranks, key by key; every rank calls it at every step. refused: file of JSON lines
-    {"step", "source", "reason"}."""
-
-    def __init__(
-        self, mixture: Mixture, encode: Encode, *, seed: int, batch_size: int, accumulation: int, rank: int,
-        world_size: int, start_step: int, steps: int, workers: int,
-        total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict, refused: Path | None = None,
-    ) -> None:  # fmt: skip
-        self.steps = _Steps(mixture, encode, seed, batch_size, accumulation, rank, world_size)
-        self.range = range(start_step, steps)
-        self.loader = DataLoader(
-            self.steps, batch_size=None, sampler=self.range, num_workers=workers, pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,
-        )  # fmt: skip
-        self.total, self.path = total, refused
-        self.refused: Counter[tuple[str, str]] = Counter()  # by source and kind of reason, over all ranks
-
     def __len__(self) -> int:
         return len(self.range)
 
     def __iter__(self) -> Iterator[tuple[str, list[Batch]]]:
         for text, count in self.total(self._earlier()).items():
             self.refused[kind(text)] += int(count)
-        for step, (name, reasons, micro_batches) in zip(self.range, self.loader, strict=True):
+        made = DataLoader(
+            self, batch_size=None, sampler=self.range, num_workers=self.workers, pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if self.workers else None, multiprocessing_context="fork" if self.workers else None,
+            worker_init_fn=_outlive_signals,
+        )  # fmt: skip
+        for step, (name, reasons, micro_batches) in zip(self.range, made, strict=True):
             self._note(step, name, self.total(Counter(f"{name}: {reason}" for reason in reasons)))
             yield name, parcel.unpack(micro_batches)
 
     def _earlier(self) -> Counter[str]:
         """What was refused before the first step, which rank 0 knows; lines of steps that are repeated are dropped."""
-        if self.steps.rank or self.path is None or not self.path.exists():
+        if self.rank or self.path is None or not self.path.exists():
             return Counter()
         lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # a killed run's may be cut
         records = [record for record in map(json.loads, lines) if record["step"] < self.range.start]
@@ -208,7 +201,7 @@ class Loader:
             for _ in range(int(count) if reason != GIVEN_UP else 0):
                 self.refused[kind(text)] += 1
                 so_far = self.refused[kind(text)]
-                if self.steps.rank:
+                if self.rank:
                     continue
                 if so_far <= 3:
                     log.warning("skipped a sample of %s: %s", source, reason)
@@ -218,14 +211,20 @@ class Loader:
                     with self.path.open("a") as file:
                         file.write(json.dumps({"step": step, "source": source, "reason": reason}) + "\n")
         where = f"all are listed in {self.path}" if self.path else "see the log"
-        bad, limit = self.refused.total(), self.steps.mixture.bad_samples
-        draws = (step + 1) * self.steps.batch_size + bad
+        bad, limit = self.refused.total(), self.mixture.bad_samples
+        draws = (step + 1) * self.batch_size + bad
         kinds = "; ".join(f"{count} x {source}: {what}" for (source, what), count in self.refused.most_common(8))
         if f"{name}: {GIVEN_UP}" in refused:
             raise UserError(f"mixture.sources.{name}: {GIVEN_UP} ({kinds}); {where}")
         if bad > (max(limit * draws, TOLERATED) if limit else 0):
             share = f"{bad} of {draws} samples cannot be used, more than mixture.bad_samples={limit}"
             raise UserError(f"{share} ({kinds}); {where}")
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to all processes of a job is for the one that reads from the workers: it needs them to end well."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def kind(text: str) -> tuple[str, str]:

@@ -1,7 +1,5 @@
-"""Batches on their way from a worker: all tensors in one, because each is a shared file of its own.
-
-A batch of referring sentences has hundreds of small tensors, and a process may open 1024 files by default. One tensor
-is also pinned, and so copied to the GPU, as a whole."""
+"""Batches on their way from a worker: all tensors in one, which is pinned, and so copied to the GPU, as a whole. Each
+would be a shared file: referring sentences have hundreds of small ones, a process may open 1024 files by default."""
 
 import io
 import pickle
@@ -17,11 +15,9 @@ Place = tuple[torch.dtype, torch.Size, int]  # of a tensor among the packed ones
 
 
 def pack(value: Any) -> tuple[bytes, Tensor]:
-    """Any dataclasses, tuples and lists of tensors -> what they are without tensors, and uint8[bytes] of the tensors.
-
-    A tensor that occurs several times is packed once."""
-    file = io.BytesIO()
-    pickler = _Pickler(file)
+    """Any dataclasses, tuples and lists of tensors -> what they are without tensors, and uint8[bytes] of the tensors,
+    each once."""
+    pickler = _Pickler(file := io.BytesIO())
     pickler.dump(value)
     if get_worker_info() is None:
         packed = torch.empty(pickler.size, dtype=torch.uint8)
@@ -37,9 +33,7 @@ def unpack(parcel: tuple[bytes, Tensor]) -> Any:
     return _Unpickler(io.BytesIO(parcel[0]), parcel[1]).load()
 
 
-class _Pickler(pickle.Pickler):
-    """Writes everything but tensors, of which it writes the place."""
-
+class _Pickler(pickle.Pickler):  # writes everything but tensors, of which it writes the place
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.tensors: dict[int, tuple[Tensor, Place]] = {}  # by identity

@@ -1,6 +1,5 @@
-"""From the logits of one decoder item to masks at the size of the image. Tensors in and out, on any device.
-
-All functions begin with an `ItemOutput`. Class probabilities are the softmax over K + 1 columns without the last."""
+"""From the logits of one decoder item to masks at the size of the image. Tensors in and out, on any device. Class
+probabilities are the softmax over K + 1 columns without the last."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -50,19 +49,17 @@ def panoptic(
     segments: dict[tuple[int, int], tuple[int, int, float]] = {}  # by class, and query where it is a thing
     rows = zip(won.tolist(), areas.tolist(), labels[kept].tolist(), scores[kept].tolist(), strict=True)
     for query, (pixels, area, label, value) in enumerate(rows):
-        if area == 0 or pixels <= overlap * area:
-            continue
-        own = label, -1 if label in stuff else query
-        id, _, highest_yet = segments.get(own, (len(segments) + 1, label, value))
-        segments[own] = id, label, max(value, highest_yet)
-        ids[query] = id
+        if area and pixels > overlap * area:
+            own = label, -1 if label in stuff else query
+            id, _, highest_yet = segments.get(own, (len(segments) + 1, label, value))
+            segments[own] = id, label, max(value, highest_yet)
+            ids[query] = id
     return ids.to(winner.device).index_select(0, winner.flatten()).view_as(winner), list(segments.values())
 
 
 def semantic(output: ItemOutput) -> Tensor:
     """The class index of every pixel, int64[H, W], without void: the sum over queries of probability x sigmoid(mask),
-    made in the frame and resized to the image, is compared. (Where the image is smaller than its part of the frame the
-    masks are resized, not the sums: the same up to rounding, with fewer and smaller sums.)"""
+    made in the frame and resized to the image (or made at the image's size, where that is smaller), is compared."""
     weights = _probabilities(output.class_logits).T
     size = min(output.seg_size, output.image_size, key=math.prod)
     total = weights.new_zeros(len(weights), math.prod(size))
@@ -81,12 +78,11 @@ def semantic(output: ItemOutput) -> Tensor:
 def instances(
     output: ItemOutput, *, top: int | None = None, score: float = 0.0, without: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Masks that may overlap: bool[n, H, W], class indices int64[n], scores float[n], boxes float[n, 4].
+    """Masks that may overlap: bool[n, H, W], class indices int64[n], scores float[n], boxes float[n, 4] as of `boxes`.
 
     The `top` (default: Q) most probable pairs of query and class, in no order; a query may stand for several classes,
     but not for those in `without`. A mask is logit > 0, its score the probability x the mean sigmoid inside the mask.
-    Kept are masks that are not empty, with a score >= `score`. Boxes are (x0, y0, x1, y1) in pixels, the maximum
-    exclusive."""
+    Kept are masks that are not empty, with a score >= `score`."""
     probabilities = _probabilities(output.class_logits)
     probabilities = probabilities.index_fill(1, probabilities.new_tensor(without, dtype=torch.int64), -1.0)
     count = min(len(probabilities) if top is None else top, probabilities.numel())
@@ -104,18 +100,15 @@ def instances(
 
 
 def best_mask(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
-    """The mask of the query that is most probable for one candidate, bool[H, W], and that probability.
-
-    A pixel belongs to the mask where sigmoid > 0.5; the mask may be empty, a query is always chosen."""
+    """The mask (sigmoid > 0.5, maybe empty) of the query that is most probable for one candidate, bool[H, W], and that
+    probability."""
     value, query = _probabilities(output.class_logits)[:, column].max(0)
     return restore(output, query[None])[0].sigmoid() > 0.5, value.item()
 
 
 def above_background(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, float]:
-    """Everything that one candidate means, bool[H, W], and its best probability: the union of the masks of all queries
-    that are more probable for it than for the background (none of the candidates). Nothing means that it is absent.
-
-    A pixel belongs to a mask where sigmoid > 0.5."""
+    """Everything that one candidate means, bool[H, W], and its best probability: the union of the masks (sigmoid > 0.5)
+    of all queries that are more probable for it than for the background. Nothing means that it is absent."""
     probabilities = output.class_logits.float().softmax(-1)
     queries = (probabilities[:, column] > probabilities[:, -1]).nonzero()[:, 0]
     union = torch.zeros(output.image_size, dtype=torch.bool, device=output.mask_logits.device)
@@ -125,14 +118,13 @@ def above_background(output: ItemOutput, *, column: int = 0) -> tuple[Tensor, fl
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of bool[n, H, W]: float32[n, 4], (x0, y0, x1, y1), maximum exclusive; zeros if empty."""
+    """Tight boxes of bool[n, H, W]: float32[n, 4], (x0, y0, x1, y1) in pixels, maximum exclusive; zeros if empty."""
     sides = []
     for axis in (1, 2):  # columns (x), then rows (y)
         hit = masks.view(torch.uint8).amax(axis)
         first, last = hit.argmax(1), hit.shape[1] - hit.flip(1).argmax(1)
         sides.append(torch.stack([first, last], 1) * hit.any(1, keepdim=True))
-    x, y = sides
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1).float()
+    return torch.stack(sides, 2).flatten(1).float()
 
 
 def _probabilities(class_logits: Tensor) -> Tensor:
@@ -140,8 +132,7 @@ def _probabilities(class_logits: Tensor) -> Tensor:
 
 
 def _restored(output: ItemOutput, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(queries), CHUNK):
-        part = slice(start, start + CHUNK)
+    for part in (slice(start, start + CHUNK) for start in range(0, len(queries), CHUNK)):
         yield part, restore(output, queries[part])
 
 
@@ -164,6 +155,5 @@ def _compete(best: Tensor, winner: Tensor, values: Tensor, first: int) -> None:
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """float32[Q, *size]; the maps themselves where they have that size."""
-    if maps.shape[-2:] == size:
-        return maps.float()
-    return F.interpolate(maps[None].float(), size, mode="bilinear", align_corners=False)[0]
+    maps = maps.float()
+    return maps if maps.shape[-2:] == size else F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]

@@ -1,11 +1,10 @@
 """Files that a benchmark needs and no download has, written from those that are there.
 
 Every function can be called again: what is finished stays, what is missing is made. A file appears under its name only
-when it is complete."""
+when it is complete. Raises UserError for what is not there or does not fit, BadSample for a damaged image."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,30 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..structures import BadSample, UserError
+from ..structures import UserError
 from .coco import Category, CocoPanoptic, distinct, segment_row
 from .images import read_image
 from .label_maps import read_names, read_values
 from .masks import encode_rle, read_panoptic_png, write_panoptic_png
 from .records import require_folder
 
-ADE_SPLITS = {"training": "train", "validation": "val"}
-COCO_SPLITS = ("train2017", "val2017")
+ADE_SPLITS, COCO_SPLITS = {"training": "train", "validation": "val"}, ("train2017", "val2017")
 THING = 256  # ADE20K segment ids: 1 + class of stuff, 1 + class + THING * n of the n-th instance of a thing
 VOID = 255
 # labelIds of the 19 evaluated classes of Cityscapes, in the order of their train ids
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-@contextmanager
-def _no_damage() -> Iterator[None]:
-    """A record that cannot be used ends a conversion: its result would lack it."""
-    try:
-        yield
-    except BadSample as bad:
-        raise UserError(f"{bad}; fetch it anew") from None
-
-
-@_no_damage()
 def ade20k(root: str | Path) -> None:
     """`ade20k_panoptic_{train,val}{/,.json}` and `ade20k_instance_{train,val}.json` of the splits that `root` has.
 
     It holds `images/`, `annotations/` (0 = nothing, then the 150 classes) and `annotations_instance/` (red: one of the
     100 thing classes from 1, green: instance), each with `training/` and `validation/`. Stuff comes from
-    `annotations/`, instances are painted over it, things without an instance are void; areas are those of the result.
-    Raises UserError when a folder or map is missing or does not fit."""
-    root = Path(root)
-    present = [split for split in ADE_SPLITS if (root / "images" / split).is_dir()]
-    if not present:
-        raise UserError(f"{root / 'images'}: has neither training/ nor validation/; put ADE20K's images there")
+    `annotations/`, instances are painted over it, things without an instance are void; areas are of the result."""
+    if not (present := [split for split in ADE_SPLITS if Path(root, "images", split).is_dir()]):
+        raise UserError(f"{Path(root, 'images')}: has neither training/ nor validation/; put ADE20K's images there")
     for split in present:
-        _ade_split(root, split)
+        _ade_split(Path(root), split)
 
 
 def _ade_split(root: Path, split: str) -> None:
@@ -60,22 +45,25 @@ def _ade_split(root: Path, split: str) -> None:
     maps = [require_folder(root / kind / split) for kind in ("annotations", "annotations_instance")]
     out, categories = root / panoptic.stem, read_names("ade20k")
     out.mkdir(exist_ok=True)
-    images, segments = [], []
-    objects: list[dict[str, Any]] = []
+    images, segments, objects = list[Any](), list[Any](), list[Any]()
     for path in tqdm(sorted((root / "images" / split).glob("*.jpg")), desc=panoptic.stem):
         png = f"{path.stem}.png"
         if not (out / png).is_file():
             _save(out / png, _ade_ids(maps[0] / png, maps[1] / png, categories))
         ids = read_panoptic_png(out / png)  # holds all that the JSON files say
-        rows = list(_ade_segments(ids, categories, out / png))
+        rows = [segment_row(id, id % THING - 1, ids == id) for id in filter(None, distinct(ids))]
         images.append({"id": path.stem, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
         segments.append({"image_id": path.stem, "file_name": png, "segments_info": rows})
         for row in rows:
-            if row["id"] >= THING:
-                number = {"id": len(objects) + 1, "image_id": path.stem}
-                objects.append(row | number | {"segmentation": encode_rle(ids == row["id"])})
+            number, is_thing = row["category_id"], row["id"] >= THING
+            if not 0 <= number < len(categories) or categories[number].is_thing != is_thing:
+                what = f"{out / png}: segment {row['id']} was not written by this program"
+                raise UserError(f"{what}; remove the folder of the file")
+            if is_thing:
+                shape = encode_rle(ids == row["id"])
+                objects.append(row | {"id": len(objects) + 1, "image_id": path.stem, "segmentation": shape})
     listed = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]
-    things = [row for row in listed if row["isthing"]]
+    things = (row for row in listed if row["isthing"])
     named = [row | {"name": c.name} for row, c in zip(things, read_names("ade20k_instance"), strict=True)]
     _save(panoptic, {"images": images, "annotations": segments, "categories": listed})
     _save(instance, {"images": images, "annotations": objects, "categories": named})
@@ -96,25 +84,12 @@ def _ade_ids(semantic_png: Path, instance_png: Path, categories: Sequence[Catego
     return np.where(is_object, thing_id[instance_class] + THING * instance, stuff_id[semantic])
 
 
-def _ade_segments(ids: np.ndarray, categories: Sequence[Category], path: Path) -> Iterator[dict[str, Any]]:
-    for id in distinct(ids):
-        if id == 0:
-            continue
-        category_id = id % THING - 1
-        if not 0 <= category_id < len(categories) or categories[category_id].is_thing != (id >= THING):
-            raise UserError(f"{path}: segment {id} was not written by this program; remove the folder of the file")
-        yield segment_row(id, category_id, ids == id)
-
-
-@_no_damage()
 def coco_semantic(root: str | Path) -> None:
     """`annotations/panoptic_semseg_<split>/`: class numbers in the order of the file's categories, 255 = nothing.
 
-    `root` holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`. Raises UserError
-    when it has no split, or a segment or image is missing or does not fit."""
+    `root` holds `<split>/`, `annotations/panoptic_<split>.json` and `annotations/panoptic_<split>/`."""
     annotations = Path(root) / "annotations"
-    present = [split for split in COCO_SPLITS if (annotations / f"panoptic_{split}.json").is_file()]
-    if not present:
+    if not (present := [split for split in COCO_SPLITS if (annotations / f"panoptic_{split}.json").is_file()]):
         raise UserError(f"{annotations}: has no panoptic_<split>.json of {', '.join(COCO_SPLITS)}; put COCO's there")
     for split in present:
         json_file, out = annotations / f"panoptic_{split}.json", annotations / f"panoptic_semseg_{split}"
@@ -122,25 +97,20 @@ def coco_semantic(root: str | Path) -> None:
         column = {category.id: number for number, category in enumerate(data.categories)}
         out.mkdir(exist_ok=True)
         for index in tqdm(range(len(data)), desc=out.name):
-            path = out / Path(data[index].png).name
-            if not path.is_file():
+            if not (path := out / Path(data[index].png).name).is_file():
                 shown = data.segments(index)
                 classes = np.array([*(column[id] for id in shown.category_ids), VOID], np.uint8)
                 _save(path, classes[shown.masks.ids[0]])
 
 
-@_no_damage()
 def cityscapes(root: str | Path) -> None:
-    """`*_gtFine_labelTrainIds.png` beside each `*_gtFine_labelIds.png` under `root/gtFine`: 19 classes, 255 = ignored.
-    Raises UserError when there is none, or one cannot be read."""
-    paths = sorted(require_folder(Path(root, "gtFine")).rglob("*_gtFine_labelIds.png"))
-    if not paths:
+    """`*_gtFine_labelTrainIds.png` beside each `*_gtFine_labelIds.png` under `root/gtFine`: 19 classes, 255 = none."""
+    if not (paths := sorted(require_folder(Path(root, "gtFine")).rglob("*_gtFine_labelIds.png"))):
         raise UserError(f"{Path(root, 'gtFine')}: has no *_gtFine_labelIds.png; put those of gtFine_trainvaltest there")
     table = np.full(256, VOID, np.uint8)
     table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
     for path in tqdm(paths, desc="cityscapes"):
-        out = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
-        if not out.is_file():
+        if not (out := path.with_name(path.name.replace("labelIds", "labelTrainIds"))).is_file():
             values = read_values(path)
             if values.max(initial=0) >= len(table):
                 raise UserError(f"{path}: has the value {values.max()}; it is not a map of labelIds, fetch it anew")

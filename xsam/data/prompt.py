@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, RLE, BadSample, Encoded, Sample, Turn, UserError
+from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Encoded, Sample, Turn, UserError
 from .images import fit_frame, read_image, vision_image
 from .masks import decode_rle, pad_ids, resize_ids, select
 from .regions import sample_points
@@ -37,13 +37,10 @@ class Processor:
     """Everything between a `Sample` and the model's arrays; the same in training, evaluation and prediction.
 
     Args:
-        seg_size: S, side of the segmentation frame.
-        vision_size: side of the vision encoder's image; 0 without a language model.
+        seg_size, vision_size: sides of the segmentation frame (S) and the vision encoder's image (0 without an LLM).
         tokenizer: folder or hub name of a transformers tokenizer; "" without a language model.
-        template: a name of `TEMPLATES`.
         max_length: most text tokens of a conversation, an image or region counting as one.
-        vision_geometry: "pad" to a square with grey, or "squash" (as the released stage 3 was trained).
-        vision_resample: "bilinear" or "bicubic"."""
+        vision_geometry, vision_resample: "pad" with grey or "squash" (released stage 3), "bilinear" or "bicubic"."""
 
     def __init__(
         self, *, seg_size: int, vision_size: int = 0, tokenizer: str = "", template: str = "phi3",
@@ -63,13 +60,13 @@ class Processor:
     def __call__(self, sample: Sample, key: int, *, shorten: bool = False) -> Encoded:
         """Encode a sample; `key` seeds the region points and, later, the criterion's points.
 
-        With `shorten` (training), a conversation that is too long loses its last turns and what they ask for, but
-        never a part of a turn. Raises BadSample where the text is longer than `max_length`, a tag is unbalanced, a
-        prompt region is empty, `<region>` and prompts are not as many, or an image cannot be read."""
+        With `shorten` (training), a conversation that is too long loses its last turns and what they ask for. Raises
+        BadSample where the text is longer than `max_length`, a tag is unbalanced, a prompt region is empty, `<region>`
+        and prompts are not as many, or an image cannot be read."""
         turns = [self.tokenize(number, turn) for number, turn in enumerate(sample.turns)]
         if shorten:
-            fit = np.searchsorted(np.cumsum([len(ids) for ids, _ in turns]), self.max_length, side="right")
-            turns = turns[: max(1, int(fit))]
+            fit = int(np.searchsorted(np.cumsum([len(ids) for ids, _ in turns]), self.max_length, side="right"))
+            turns = turns[: max(1, fit)]
             sample = first_turns(sample, len(turns))
         return self._encode(sample, key, turns)
 
@@ -82,8 +79,7 @@ class Processor:
     def tokenize(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
         """Token ids and labels of the number-th turn; text around placeholders is tokenised piece by piece."""
         assert self.tokenizer is not None, "text needs processor.tokenizer"
-        start = [self.tokenizer.bos_token_id] if self.template.bos else []
-        question = self._ids("\n") if number else start  # a line break between turns, not supervised
+        question = self._ids("\n") if number else [self.tokenizer.bos_token_id] * self.template.bos
         for piece in re.split("(<image>|<region>)", self.template.user.format(turn.question)):
             question += [PLACEHOLDERS[piece]] if piece in PLACEHOLDERS else self._ids(piece)
         answer = self._ids(turn.answer + self.template.end)
@@ -114,7 +110,8 @@ class Processor:
         if sample.masks.count:
             targets = pad_ids(resize_ids(sample.masks.ids, *seg_size), self.seg_size)
         rng = np.random.default_rng(key)
-        points = [self._points(region.mask, sizes[region.image], rng) for region in sample.regions]
+        drawn = (resize_ids(decode_rle(r.mask)[None] - np.int16(1), *sizes[r.image]) for r in sample.regions)  # 0 or -1
+        points = [sample_points(pad_ids(ids, self.seg_size)[0] == 0, rng) for ids in drawn]
         return Encoded(
             id=sample.id, image=sample.image, key=key, input_ids=input_ids, span_ids=span_ids, seg_ids=seg_ids,
             labels=np.array([label for _, labels in turns for label in labels], np.int64),
@@ -136,10 +133,6 @@ class Processor:
         if self.vision_size:
             pixels = vision_image(image, self.vision_size, self.vision_geometry, self.vision_resample)
         return pixels, frame, seg_size, (image.shape[0], image.shape[1])
-
-    def _points(self, mask: RLE, seg_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        ids = np.where(decode_rle(mask), 0, -1).astype(np.int16)[None]
-        return sample_points(pad_ids(resize_ids(ids, *seg_size), self.seg_size)[0] == 0, rng)
 
     def _spans(self, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Number of the `<p>..</p>` span of every token, tags included, and number of every `<SEG>`; -1 elsewhere."""
@@ -177,6 +170,5 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; give a local folder as processor.tokenizer=..., or allow the hub"
         raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error).splitlines()[0]}){hint}") from None
-    extra = {"additional_special_tokens": list(SPECIAL_TOKENS)}
-    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL_TOKENS]}, replace_extra_special_tokens=False)
     return tokenizer

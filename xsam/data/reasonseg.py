@@ -28,9 +28,9 @@ class ReasoningRecord:
     def labels(self) -> np.ndarray:
         """uint8[H, W]: 1 = target, 255 = ignore, 0 = neither; a small polygon lies above a large one, as in LISA's
         code. Raises BadSample where a polygon is malformed or no pixel is target."""
-        height, width = image_size(self.image)
-        painted = [(paint_polygon(points, height, width, self.id), ignore) for ignore, points in self.shapes[::-1]]
-        labels = np.zeros((height, width), np.uint8)
+        size = image_size(self.image)
+        painted = [(paint_polygon(points, *size, self.id), ignore) for ignore, points in self.shapes[::-1]]
+        labels = np.zeros(size, np.uint8)
         for mask, ignore in sorted(painted, key=lambda pair: pair[0].sum(), reverse=True):
             labels[mask] = 255 if ignore else 1
         if not (labels == 1).any():
@@ -59,28 +59,22 @@ class ReasonSeg:
         return self._files[index].stem
 
     def __getitem__(self, index: int) -> ReasoningRecord:
-        path = self._files[index]
-        record, what = _read(path), str(path)
+        path, what = self._files[index], str(self._files[index])
+        record = _read(path)
         shapes = [(take(shape, "label", str, what).lower(), shape) for shape in take(record, "shapes", list, what)]
         drawn = (("ignore" in label, take(shape, "points", list, what)) for label, shape in shapes if label != "flag")
-        explanation = self._explanations.get(path.stem)
-        return ReasoningRecord(
-            id=path.stem,
-            image=str(path.with_suffix(".jpg")),
-            texts=tuple(take_text({"text": text}, "text", what) for text in take(record, "text", list, what) or [""]),
-            is_sentence=take(record, "is_sentence", bool, what),
-            explanation=take_text(explanation, "outputs", f"explanation of {path.stem}") if explanation else "",
-            shapes=tuple(drawn),
-        )
+        texts = tuple(take_text({"text": text}, "text", what) for text in take(record, "text", list, what) or [""])
+        is_sentence, explanation = take(record, "is_sentence", bool, what), self._explanations.get(path.stem)
+        why = take_text(explanation, "outputs", f"explanation of {path.stem}") if explanation else ""
+        return ReasoningRecord(path.stem, str(path.with_suffix(".jpg")), texts, is_sentence, why, tuple(drawn))
 
 
 def _read(path: Path) -> Any:
     """A JSON file in UTF-8, or as some of the published ones are in cp1252."""
     try:
-        content = path.read_bytes()
         with suppress(UnicodeDecodeError):
-            return json.loads(content.decode())
-        return json.loads(content.decode("cp1252"))
+            return json.loads(path.read_bytes().decode())
+        return json.loads(path.read_bytes().decode("cp1252"))
     except OSError as error:
         raise BadSample(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -103,12 +97,9 @@ def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray
     if not len(corners) or not (np.abs(corners - far / 2) <= 1.5 * far).all():
         raise BadSample(f"{what}: a polygon has no points, or one that is no place near the image")
     x, y = corners.astype(np.int64).T
-    edges = list(zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True))
-    crossings = np.zeros((height, width + 1), np.int64)
-    outline = np.zeros((height, width), bool)
-    for x0, y0, x1, y1 in edges:
-        low, high = max(min(y0, y1), 0), min(max(y0, y1), height)  # a row belongs to the edge that begins at it
-        rows = np.arange(low, high)
+    crossings, outline = np.zeros((height, width + 1), np.int64), np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
+        rows = np.arange(max(min(y0, y1), 0), min(max(y0, y1), height))  # a row belongs to the edge that begins at it
         if len(rows):
             columns = x0 - (y0 - rows) * (x1 - x0) // (y1 - y0)  # rounded up
             np.add.at(crossings, (rows, columns.clip(0, width)), 1)
@@ -120,11 +111,9 @@ def paint_polygon(points: Any, height: int, width: int, what: str) -> np.ndarray
 
 def _line(x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns and rows of a line one pixel wide (Bresenham), both ends included."""
-    if x1 < x0:
-        x0, y0, x1, y1 = x1, y1, x0, y0
-    dx, dy = x1 - x0, abs(y1 - y0)
-    long, short = max(dx, dy), min(dx, dy)
+    (x0, y0), (x1, y1) = sorted(((x0, y0), (x1, y1)))
+    short, long = sorted((x1 - x0, abs(y1 - y0)))
     step = np.arange(long + 1)
     side = (2 * short * step + long - 1) // (2 * long) if long else step
-    along, across = (step, side) if dx >= dy else (side, step)
+    along, across = (step, side) if x1 - x0 == long else (side, step)
     return x0 + along, y0 + across * (1 if y1 >= y0 else -1)

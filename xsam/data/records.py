@@ -1,7 +1,5 @@
-"""What readers share: files and folders, the checks of ids, sizes and masks, and sequences over an index.
-
-A reader raises UserError where a file or folder is missing or of another kind, and BadSample, which names the record
-and what is wrong, when one is asked for that cannot be used."""
+"""What readers share. They raise UserError where a file or folder is missing or of another kind, and BadSample, which
+names the record and what is wrong, when one is asked for that cannot be used."""
 
 import json
 from collections import Counter
@@ -16,6 +14,7 @@ from ..structures import BadSample, UserError
 from .index import REMEDY, Index, take
 from .masks import segmentation_mask
 
+Rows = Callable[[], Iterable[Any]]
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an image: PIL reads no larger one
 
 
@@ -46,8 +45,7 @@ def take_size(record: Any, what: str) -> tuple[int, int]:
 
 def take_flag(record: dict[str, Any], key: str, default: int, what: str) -> bool:
     """A flag that is 0 or 1, or not there. Raises BadSample for anything else."""
-    value = record.get(key, default)
-    if value not in (0, 1):
+    if (value := record.get(key, default)) not in (0, 1):
         raise BadSample(f"{what}: {key!r} is {str(value)[:40]!r}")
     return bool(value)
 
@@ -88,10 +86,8 @@ def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -
 class Records:
     """A sequence of records: an index whose rows have an "id", and a folder of images."""
 
-    def __init__(
-        self, sources: Sequence[Path], images: str | Path, layout: str, rows: Callable[[], Iterator[Any]]
-    ) -> None:
-        self.images = require_folder(images)
+    def __init__(self, sources: Sequence[Path], images: str | Path, layout: str, rows: Rows) -> None:
+        self.images = require_folder(images)  # first: the rows may be made of what it holds
         self._index = Index(sources, layout, rows)
 
     def __len__(self) -> int:
@@ -108,6 +104,8 @@ class Records:
 class AnnotatedImages(Records):
     """A sequence of images of one file: an index whose last row holds what is known of all, sample ids and classes."""
 
+    _rows: Rows
+
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
         self.path = Path(annotations)
         super().__init__([self.path], images, f"{type(self).__name__} 2", self._rows)
@@ -120,6 +118,3 @@ class AnnotatedImages(Records):
     def id(self, index: int) -> str:
         """The image id of a record, unique in the file; made up where the record has none."""
         return str(self._ids[index])
-
-    def _rows(self) -> Iterator[Any]:
-        raise NotImplementedError

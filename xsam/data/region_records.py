@@ -48,8 +48,8 @@ class PromptedImage:
 
     def having(self, *kinds: str) -> list[int]:
         """The instances that have a prompt of one of the kinds, by their places; crowds are not among them."""
-        shown = [i for i, instance in enumerate(self.instances) if not instance.is_crowd]
-        return [i for i in shown if not self.instances[i].prompts.keys().isdisjoint(kinds)]
+        shown = ((i, instance.prompts.keys()) for i, instance in enumerate(self.instances) if not instance.is_crowd)
+        return [i for i, stored in shown if not stored.isdisjoint(kinds)]
 
     def mask(self, instance: PromptedInstance) -> np.ndarray:
         """bool[H, W]. Raises BadSample for a malformed or empty one."""
@@ -90,19 +90,17 @@ class CocoVgd(AnnotatedImages):
         rle = {"size": [record.height, record.width], "counts": instance.prompts[kind]}
         what = f"image {record.image_id}, annotation {instance.id}: {kind} prompt"
         stored = read_mask(rle, record.height, record.width, what)
-        radius = self._brush.get(kind, 0) * self.scale
-        return encode_rle(dilate(stored, radius)) if radius else rle
+        return encode_rle(dilate(stored, radius)) if (radius := self._brush.get(kind, 0) * self.scale) else rle
 
     def _rows(self) -> Iterator[Any]:
         """A row per record; the last holds what is known of all."""
-        ids: set[str] = set()
-        annotations: set[int] = set()
-        categories: set[int] = set()
+        ids, annotations, categories = set[str](), set[int](), set[int]()
         names, why = [], "it has no instance"
-        for number, (name, row) in enumerate(self._coco() if self._is_coco() else self._listed()):
+        with self.path.open("rb") as file:
+            listed = file.read(64).lstrip().startswith(b"[")
+        for number, (name, row) in enumerate(self._listed() if listed else self._coco()):
             instances = [] if isinstance(row, BadSample) else row["instances"]
-            own = {values[0] for values in instances}
-            seen = {values[1] for values in instances if not values[2]}
+            own, seen = {values[0] for values in instances}, {values[1] for values in instances if not values[2]}
             what = f"{self.path}: image {name}"
             if name in ids:
                 row = BadSample(f"{what}: is listed twice")
@@ -112,20 +110,16 @@ class CocoVgd(AnnotatedImages):
                 row = BadSample(f"{what}: category_id {max(seen, key=abs)} is too large")
             if isinstance(row, BadSample):
                 why = str(row)
-            elif seen:
+            elif not seen:
+                continue  # an image without instances, or with crowds only, is no sample
+            else:
                 annotations |= own
                 categories |= seen
-            else:
-                continue  # an image without instances, or with crowds only, is no sample
             names.append(unique(name or f"record {number}", number, ids))
             yield row
         if not annotations:
             raise UserError(f"{self.path}: none of its records can be used, the last: {why}")
         yield {"categories": sorted(categories), "ids": names}
-
-    def _is_coco(self) -> bool:
-        with self.path.open("rb") as file:
-            return not file.read(64).lstrip().startswith(b"[")
 
     def _coco(self) -> Iterator[tuple[str, Any]]:
         """Image id and row of every image of a COCO file, or why it cannot be used."""
@@ -151,8 +145,7 @@ class CocoVgd(AnnotatedImages):
                 yield name, bad
 
     def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
-        size = take_size(info, what)
-        rows = []
+        size, rows = take_size(info, what), []
         for annotation in take(record, self._layout[0], list, what):
             id = take(annotation, "id", int, what)
             name = f"{what}, annotation {id}"
@@ -164,17 +157,14 @@ class CocoVgd(AnnotatedImages):
 
     def _prompts(self, annotation: dict[str, Any], size: tuple[int, int], what: str) -> Mapping[str, str]:
         """Counts of the prompts that are not empty, by kind."""
-        if self._layout[0] == "annotations":
-            if "visual_prompts" not in annotation:
-                return DRAWN
-            annotation = take(annotation, "visual_prompts", dict, what)
-        prompts = {}
+        if (vgd := self._layout[0] == "annotations") and "visual_prompts" not in annotation:
+            return DRAWN
+        annotation, prompts = take(annotation, "visual_prompts", dict, what) if vgd else annotation, {}
         for kind in KINDS:
             name, about = self._layout[2].format(kind), f"{what}, {kind} prompt"
             if annotation.get(name, 0) is None:  # no such prompt was found for the object
                 continue
-            rle = take(annotation, name, dict, what)
-            counts = take(rle, "counts", str, about)
+            counts = take(rle := take(annotation, name, dict, what), "counts", str, about)
             if not has_size(rle, *size):
                 raise BadSample(f"{about}: its size is {str(rle.get('size'))[:40]}, the image's {list(size)}")
             # the area is fast but blind to damage: what has none is read with care, the rest when it is asked for
@@ -200,23 +190,18 @@ def drawn_prompts(mask: np.ndarray, annotation_id: int, scale: float, kinds: Seq
 def vgd_record(info: dict[str, Any], annotations: Iterable[tuple[dict[str, Any], dict[str, RLE]]]) -> dict[str, Any]:
     """A record of a COCO-VGD file; `info` has the file_name, image_id, height and width of its image, and every
     annotation comes with its prompts by kind."""
-    rows = [
-        annotation | {"bbox_mode": 1, "visual_prompts": {f"{kind}_visual_prompt": rle for kind, rle in prompts.items()}}
-        for annotation, prompts in annotations  # mode 1: x, y, width, height
-    ]
+    named = ((row, {f"{kind}_visual_prompt": rle for kind, rle in prompts.items()}) for row, prompts in annotations)
+    rows = [row | {"bbox_mode": 1, "visual_prompts": prompts} for row, prompts in named]  # 1: x, y, width, height
     record = {"image_file": info["file_name"], "image_id": info["image_id"], "image_info": info}
     return record | {"image_size": [info["height"], info["width"]], "annotations": rows}
 
 
 def write_vgd(instances: str | Path, images: str | Path, out: str | Path, scale: float = 1.0) -> None:
-    """Make a COCO-VGD file from a COCO instances file: prompts of all kinds, the same that `CocoVgd` would draw.
-
-    Nothing is done when `out` is there already; an interrupted run is continued. What cannot be used is left out with
-    a warning."""
-    out, data = Path(out), CocoInstances(instances, images)
+    """Make a COCO-VGD file from a COCO instances file: prompts of all kinds, the same that `CocoVgd` would draw. An
+    interrupted run is continued, a finished one left alone. What cannot be used is left out with a warning."""
+    out, data, done, written, end = Path(out), CocoInstances(instances, images), 0, 0, 0
     if out.exists():
         return
-    done = written = end = 0
     with out.with_suffix(".partial").open("a+b") as file:
         file.seek(0)
         for line in islice(file, len(data)):  # one per image, empty where nothing of it is kept
@@ -240,9 +225,7 @@ def _prompted(data: CocoInstances, index: int, scale: float) -> dict[str, Any]:
         log.warning("left out: %s", bad)
         return {}
     annotations = []
-    for instance in record.annotations:
-        if instance.is_crowd:
-            continue
+    for instance in (instance for instance in record.annotations if not instance.is_crowd):
         try:
             mask = read_mask(instance.segmentation, record.height, record.width, f"annotation {instance.id}")
         except BadSample as bad:

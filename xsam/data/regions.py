@@ -26,11 +26,9 @@ def visual_prompts(
     mask: np.ndarray, rng: np.random.Generator, kinds: Sequence[str] = KINDS, scale: float = 1.0
 ) -> dict[str, np.ndarray]:
     """What a user might draw to show an object, as X-SAM draws it (arXiv 2508.04655) for every connected component:
-    bool[H, W], never empty, by kind. Raises BadSample for an object without a pixel.
-
-    Args:
-        rng: a fresh one. Each kind has a random stream of its own: alone, it is drawn as it is among the others.
-        scale: of the brushes, the waves of a scribble and the blur of a mask; 1 fits COCO's images."""
+    bool[H, W], never empty, by kind. Raises BadSample for an object without a pixel. `scale` is that of the brushes,
+    the waves of a scribble and the blur of a mask (1 fits COCO's images). `rng` is a fresh one: each kind has a random
+    stream of its own, and is drawn alone as it is among the others."""
     if not mask.any():
         raise BadSample("an object without a pixel has no visual prompt")
     streams = dict(zip(KINDS, rng.spawn(len(KINDS)), strict=True))
@@ -39,7 +37,7 @@ def visual_prompts(
         prompt = np.zeros_like(mask)
         for part in parts:
             if kind == "box":
-                _draw_box(prompt, part, streams[kind])
+                prompt[_box(part, streams[kind])] = True
             elif kind == "point":
                 prompt[_point(part, streams[kind])] = True
             elif kind == "scribble":
@@ -52,8 +50,7 @@ def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     """bool[H, W] -> every pixel at most `radius` from one of the mask."""
     if radius <= 0 or not mask.any():
         return mask
-    window = _window(mask, int(radius) + 1)
-    grown = np.zeros_like(mask)
+    window, grown = _window(mask, int(radius) + 1), np.zeros_like(mask)
     grown[window] = ndimage.distance_transform_edt(~mask[window]) <= radius
     return grown
 
@@ -69,16 +66,14 @@ def _components(mask: np.ndarray) -> list[Part]:
     labels, _ = ndimage.label(mask[window], np.ones((3, 3)))
     areas = np.bincount(labels.ravel())[1:]
     kept = np.flatnonzero(areas > 5) if areas.max() > 5 else [areas.argmax()]
-    boxes = ndimage.find_objects(labels)
-    y0, x0 = window[0].start, window[1].start
+    boxes, y0, x0 = ndimage.find_objects(labels), window[0].start, window[1].start
     return [(labels[boxes[i]] == i + 1, (y0 + boxes[i][0].start, x0 + boxes[i][1].start)) for i in kept]
 
 
 def _point(part: Part, rng: np.random.Generator) -> tuple[int, int]:
     """(y, x) of a pixel of the component at most half of its shorter side from the centroid, or of any."""
     pixels = np.argwhere(part[0])
-    angle = rng.uniform(0, 2 * np.pi, TRIES)
-    reach = rng.uniform(0, min(part[0].shape) / 2, TRIES)
+    angle, reach = rng.uniform(0, 2 * np.pi, TRIES), rng.uniform(0, min(part[0].shape) / 2, TRIES)
     places = np.rint(pixels.mean(0) + reach[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)).astype(int)
     places = places[((places >= 0) & (places < part[0].shape)).all(1)]
     places = places[part[0][tuple(places.T)]]
@@ -86,13 +81,13 @@ def _point(part: Part, rng: np.random.Generator) -> tuple[int, int]:
     return int(y) + part[1][0], int(x) + part[1][1]
 
 
-def _draw_box(prompt: np.ndarray, part: Part, rng: np.random.Generator) -> None:
+def _box(part: Part, rng: np.random.Generator) -> tuple[slice, slice]:
     """The box of a component, each side scaled by U(0.9, 1.1) around its centre."""
     sides = np.array(part[0].shape)
     centre, half = part[1] + sides / 2, sides * rng.uniform(0.9, 1.1, 2) / 2
     y0, x0 = np.rint(centre - half).astype(int).clip(0)
     y1, x1 = np.maximum(np.rint(centre + half).astype(int), (y0 + 1, x0 + 1))
-    prompt[y0:y1, x0:x1] = True
+    return slice(y0, y1), slice(x0, x1)
 
 
 def _draw_scribble(prompt: np.ndarray, part: Part, rng: np.random.Generator, scale: float) -> None:
@@ -115,23 +110,17 @@ def _draw_scribble(prompt: np.ndarray, part: Part, rng: np.random.Generator, sca
 def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
     """The mask after a Gaussian blur, where it is above its mean over the image."""
     window = _window(mask, int(4 * sigma) + 2)  # the filter ends after 4 sigma
-    soft = ndimage.gaussian_filter(mask[window].astype(np.float32), sigma)
-    prompt = np.zeros_like(mask)
+    soft, prompt = ndimage.gaussian_filter(mask[window].astype(np.float32), sigma), np.zeros_like(mask)
     prompt[window] = soft > soft.sum(dtype=np.float64) / mask.size
     return prompt if prompt.any() else mask  # a mask of the whole image is its own mean
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, count: int = 256) -> np.ndarray:
     """Places inside a region bool[S, S] of the segmentation frame, for the region sampler: float32[count, 2], (x, y) of
-    pixels over S, without a half-pixel offset.
-
-    A region of more than `count` pixels gives a random subset of them, a smaller one all of them and random repeats.
-    Raises BadSample where it is empty."""
+    pixels over S, without a half-pixel offset; a random subset of the pixels, or all of them and random repeats where
+    they are too few. Raises BadSample for an empty region."""
     ys, xs = mask.nonzero()
-    if len(ys) == 0:
+    if not (n := len(ys)):
         raise BadSample("a visual prompt covers no pixel of the image")
-    if len(ys) > count:
-        chosen = rng.permutation(len(ys))[:count]
-    else:
-        chosen = np.concatenate([np.arange(len(ys)), rng.integers(0, len(ys), count - len(ys))])
+    chosen = rng.permutation(n)[:count] if n > count else np.append(np.arange(n), rng.integers(0, n, count - n))
     return np.stack([xs[chosen] / mask.shape[1], ys[chosen] / mask.shape[0]], axis=1).astype(np.float32)

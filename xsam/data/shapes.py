@@ -1,12 +1,10 @@
-"""The embedded world: coloured shapes on grass, sand or water under a sky, and all that can be said about them.
-
-Every stage trains and every benchmark runs on it without a download; `shapes_files` writes it to disk. A scene is a
-function of (seed, split, index), so it does not matter in which order, or how many of them, are made."""
+"""The embedded world: coloured shapes on grass, sand or water under a sky, and all that can be said about them. A scene
+is a function of (seed, split, index) alone; `shapes_files` writes the world to disk."""
 
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import chain, combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,10 @@ SKY = (188, 218, 244)
 CATEGORIES = {name: i for i, name in enumerate(SHAPES, 1)}
 CATEGORIES |= {name: i for i, name in enumerate(("sky", *GROUNDS), 11)}
 SPLITS = {"train": 0, "val": 1, "corpus": 2}
-
 VISIBLE = 0.6  # at least this share of every thing is not occluded
 DUPLICATES = 0.4  # share of scenes with several things of one shape
 MARGIN = 0.06  # of the image: centres must be this far apart to be told left from right
-
-# farthest point of each shape of radius 1
-_REACH = {"circle": 1.0, "square": 1.21, "triangle": 1.35, "ring": 1.06, "star": 1.3, "cross": 1.12}
+_REACH = {"circle": 1.0, "square": 1.21, "triangle": 1.35, "ring": 1.06, "star": 1.3, "cross": 1.12}  # farthest point
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +88,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _window(thing: Thing) -> tuple[slice, slice]:
     """The rows and columns that a thing may touch."""
-    reach = thing.radius * _REACH[thing.shape] + 1
-    x, y = thing.position
+    x, y, reach = *thing.position, thing.radius * _REACH[thing.shape] + 1
     return slice(max(0, int(y - reach)), int(y + reach) + 1), slice(max(0, int(x - reach)), int(x + reach) + 1)
 
 
@@ -109,12 +103,13 @@ def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
     """Choose and place 4 to 6 things on a background; `render` paints them."""
-    key = (seed, SPLITS[split], index)
-    rng = generator(key, "layout")
+    rng = generator(key := (seed, SPLITS[split], index), "layout")
+    across = np.arange(size) / size
     while True:
-        count = int(rng.integers(4, 7))
-        ground = _pick(rng, list(GROUNDS))
-        sky = _sky(rng, size)
+        count, ground = int(rng.integers(4, 7)), _pick(rng, list(GROUNDS))
+        level, slope, height, phase = rng.uniform([0.25, -0.15, 0, 0], [0.6, 0.15, 0.03, 2 * np.pi])
+        horizon = level + slope * (across - 0.5) + height * np.sin(4 * np.pi * across + phase)  # slanted and wavy
+        sky = np.arange(size)[:, None] < horizon * size
         ids = np.where(sky, count, count + 1)
         things = _place(rng, count, ids)
         areas = np.bincount(ids.ravel(), minlength=count + 2)
@@ -126,22 +121,12 @@ def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
     return Scene(key, tuple(replace(t, centre=(x, y), area=area) for t, x, y, area in seen), ground, sky, ids)
 
 
-def _sky(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Where the sky is, bool[S, S]; the horizon is slanted and wavy."""
-    x = np.arange(size) / size
-    level, slope, height, phase = rng.uniform([0.25, -0.15, 0, 0], [0.6, 0.15, 0.03, 2 * np.pi])
-    horizon = level + slope * (x - 0.5) + height * np.sin(4 * np.pi * x + phase)
-    return np.arange(size)[:, None] < horizon * size
-
-
 def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]:
     """Things from back to front, written into `ids`; fewer than `count` when the next finds no room."""
-    size = len(ids)
-    shapes = rng.permutation(len(SHAPES))[:count]
+    size, shapes = len(ids), rng.permutation(len(SHAPES))[:count]
     if rng.random() < DUPLICATES:
         shapes[1 : rng.integers(2, count - 1)] = shapes[0]
-    things: list[Thing] = []
-    areas = np.zeros(count)  # of the whole shapes
+    things, areas = [], np.zeros(count)  # of the whole shapes
     for number, shape in enumerate(rng.permutation(shapes)):
         texture, colour, kind = (_pick(rng, list(a)) for a in (TEXTURES, COLOURS, SIZES))
         radius = rng.uniform(*SIZES[kind]) * size / 96
@@ -165,42 +150,31 @@ def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]
 
 def render(scene: Scene) -> np.ndarray:
     """Paint a scene, uint8[S, S, 3]: shaded things with smooth edges, a little noise, varying light."""
-    rng = generator(scene.key, "pixels")
-    size = len(scene.ids)
+    rng, size = generator(scene.key, "pixels"), len(scene.ids)
     sky = np.array(SKY, np.float32) + np.linspace(-20, 20, size, dtype=np.float32)[:, None, None]
-    image = np.where(scene.sky[..., None], sky, _paint_ground(rng, scene.ground, size))
+    if scene.ground == "grass":  # blades
+        pattern = 9 * rng.standard_normal((size // 3 + 1, size)).repeat(3, axis=0)[:size]
+    elif scene.ground == "sand":  # grains
+        pattern = 8 * rng.standard_normal((size, size))
+    else:  # waves
+        y, x = np.mgrid[:size, :size]
+        pattern = 9 * np.sin(y + 2 * np.sin(x / 7) + rng.uniform(0, 6))
+    ground = (np.array(GROUNDS[scene.ground]) + pattern[..., None]).astype(np.float32)
+    image = np.where(scene.sky[..., None], sky, ground)
     for thing in scene.things:
-        patch = image[_window(thing)]
-        x, y = _local(thing, size)
+        patch, (x, y) = image[_window(thing)], _local(thing, size)
         distance = thing.radius * signed_distance(thing.shape, x, y)[..., None]
-        surface = _paint_thing(thing, x * thing.radius * 96 / size, y * thing.radius * 96 / size)
+        surface = np.array(COLOURS[thing.colour], float)
+        across, down = x * thing.radius * 96 / size, y * thing.radius * 96 / size
+        if thing.texture == "striped":
+            surface = np.where((np.sin(2 * np.pi * across / 4.5) > 0)[..., None], 0.4 * surface, surface)
+        elif thing.texture == "dotted":
+            dots = np.cos(2 * np.pi * across / 5) + np.cos(2 * np.pi * down / 5) > 0.7
+            surface = np.where(dots[..., None], 217 + 0.15 * surface, surface)
         surface = surface * np.where(distance > -1, 0.6, 1.02 - 0.1 * y[..., None])  # an outline, or shading
         patch += np.clip(0.5 - distance, 0, 1) * (surface - patch)
     image = image * rng.uniform(0.92, 1.08) + 4 * rng.standard_normal(image.shape, np.float32)
     return image.clip(0, 255).astype(np.uint8)
-
-
-def _paint_ground(rng: np.random.Generator, ground: str, size: int) -> np.ndarray:
-    """float32[S, S, 3]: blades of grass, grains of sand or waves on water."""
-    if ground == "grass":
-        pattern = 9 * rng.standard_normal((size // 3 + 1, size)).repeat(3, axis=0)[:size]
-    elif ground == "sand":
-        pattern = 8 * rng.standard_normal((size, size))
-    else:
-        y, x = np.mgrid[:size, :size]
-        pattern = 9 * np.sin(y + 2 * np.sin(x / 7) + rng.uniform(0, 6))
-    return (np.array(GROUNDS[ground]) + pattern[..., None]).astype(np.float32)
-
-
-def _paint_thing(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """float[h, w, 3]: the colour, with dark stripes or light dots; x, y in pixels of a 96 x 96 image."""
-    colour = np.broadcast_to(np.array(COLOURS[thing.colour], float), (*x.shape, 3))
-    if thing.texture == "striped":
-        return np.where((np.sin(2 * np.pi * x / 4.5) > 0)[..., None], 0.4 * colour, colour)
-    if thing.texture == "dotted":
-        dots = np.cos(2 * np.pi * x / 5) + np.cos(2 * np.pi * y / 5) > 0.7
-        return np.where(dots[..., None], 217 + 0.15 * colour, colour)
-    return colour
 
 
 _ORDER = ("size", "colour", "texture", "shape")
@@ -238,8 +212,7 @@ def _superlative(scene: Scene, numbers: list[int], word: str) -> int | None:
     """The thing that the word picks out, unless it is a close call."""
     axis, sign = _SUPERLATIVES[word]
     values = [thing.area if axis is None else thing.centre[axis] for thing in scene.things]
-    first, second = sorted(numbers, key=lambda number: sign * values[number])[:2]
-    a, b = values[first], values[second]
+    (first, a), (_, b) = sorted(((n, values[n]) for n in numbers), key=lambda pair: sign * pair[1])[:2]
     clear = max(a, b) >= 1.25 * min(a, b) if axis is None else sign * (b - a) > MARGIN * len(scene.ids)
     return first if clear else None
 
@@ -283,11 +256,9 @@ def _article(words: str) -> str:
 
 CAPTION_PROMPTS = ("Describe the image.", "What is in this picture?", "Give a caption.", "What do you see?")
 _CAPTIONS = (
-    "{things} on {ground} under the sky",
-    "on the {ground} there are {things}",
-    "a picture of {things}",
+    "{things} on {ground} under the sky", "on the {ground} there are {things}", "a picture of {things}",
     "{count} shapes: {things}",
-)
+)  # fmt: skip
 
 
 def caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
@@ -318,16 +289,15 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     for words, numbers in fitting.items():
         by_count.setdefault(len(numbers), []).append(words)
     count = _pick(rng, list(by_count))  # first the number, or most answers would be "1"
-    pairs = [(f"How many {_plural(_pick(rng, by_count[count]))} are there?", str(count))]
-    pairs.append(("What is the ground?", scene.ground))
-    yes = rng.random() < 0.5
-    asked = _pick(rng, list(fitting)[1:]) if yes else stranger  # the first is "shape", which always fits
-    pairs.append((f"Is there {_article(asked)}?", "yes" if yes else "no"))
+    many = _plural(_pick(rng, by_count[count]))
+    pairs = [(f"How many {many} are there?", str(count)), ("What is the ground?", scene.ground)]
+    # the first of what fits is "shape", which always does
+    asked, told = (_pick(rng, list(fitting)[1:]), "yes") if rng.random() < 0.5 else (stranger, "no")
+    pairs.append((f"Is there {_article(asked)}?", told))
     sorts = (
         ("What colour is the {}?", "colour", tuple(COLOURS)),
-        ("Is the {} plain, striped or dotted?", "texture", TEXTURES),
-        ("What is the {}?", "shape", SHAPES),
-    )
+        ("Is the {} plain, striped or dotted?", "texture", TEXTURES), ("What is the {}?", "shape", SHAPES),
+    )  # fmt: skip
     for question, name, values in sorts:
         if hidden := [words for words in alone if not set(words.split()) & set(values)]:
             words = _pick(rng, hidden)
@@ -354,12 +324,10 @@ def generalised(scene: Scene) -> list[tuple[str, list[int]]]:
     rng = generator(scene.key, "generalised")
     meant = dict(list(fits(scene).items())[1:])
     found = []
-    if several := [words for words, numbers in meant.items() if len(numbers) > 1]:
-        words = _pick(rng, several)
-        found.append((f"the {_several(words, meant[words])}", meant[words]))
-    if one := [words for words, numbers in meant.items() if len(numbers) == 1]:
-        words = _pick(rng, one)
-        found.append((f"the {words}", meant[words]))
+    for several in (True, False):
+        if options := [words for words, numbers in meant.items() if (len(numbers) > 1) == several]:
+            words = _pick(rng, options)
+            found.append((f"the {_several(words, meant[words]) if several else words}", meant[words]))
     return [*found, (f"the {_stranger(rng, meant)}", [])]
 
 
@@ -401,29 +369,25 @@ _WORDINGS = (  # everyday language of requests and answers, so that it is cheap 
 def corpus(scenes: int = 1000) -> Iterator[str]:
     """The world's language without its pictures: names, phrases, captions, questions, answers, requests."""
     yield from CATEGORIES
-    for index in range(scenes):
+    for index, wording in zip(range(scenes), cycle(_WORDINGS), strict=False):
         scene = compose(0, "corpus", index)
-        names = [thing.shape for thing in scene.things]
         yield from ("sky", scene.ground, " ".join(caption(scene)[:2]))
-        yield _WORDINGS[index % len(_WORDINGS)].format(phrase(scene.things[0]), ", ".join(names))
+        yield wording.format(phrase(scene.things[0]), ", ".join(thing.shape for thing in scene.things))
         yield from chain(*questions(scene))
-        for found in expressions(scene):
-            for sentences in found.values():
-                yield from sentences[index % 3 :: 3][:3]
+        for sentences in chain(*(found.values() for found in expressions(scene))):
+            yield from sentences[index % 3 :: 3][:3]
         for words in list(fits(scene))[index % 3 :: 3]:
             yield from (words, words.split()[0])
 
 
 def train_tokenizer(root: str | Path, size: int = 640) -> None:
     """Train a byte-level BPE of `size` entries on the corpus and save it as a transformers folder. Special tokens come
-    first, with `<unk>` as padding at 0, and the three of segmentation last. Any text encodes without `<unk>`, and
-    decodes to what it was."""
+    first, with `<unk>` as padding at 0, those of segmentation last. Any text encodes without `<unk>`, and back."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(SEGMENTATION_TOKENS), special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ PROMPT_SCALE = 0.2  # of COCO's brush sizes: these images are a fifth as wide
 
 def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 0, size: int = 96) -> None:
     """Write the world under `root`: images, COCO panoptic, instances and semantic maps, RefCOCO, gRefCOCO, ReasonSeg,
-    GranD-f, COCO-VGD, COCO-Interactive and LLaVA files.
-
-    Nothing is done when it is there already with the same arguments; an interrupted run is started over."""
-    root = Path(root)
-    stamp = root / "prepared.json"
+    GranD-f, COCO-VGD, COCO-Interactive and LLaVA files. Does nothing where it is there with the same arguments; an
+    interrupted run is started over."""
+    root, stamp = Path(root), Path(root) / "prepared.json"
     arguments = json.dumps({"version": 4, "train": train, "val": val, "seed": seed, "size": size})
     if stamp.exists() and stamp.read_text() == arguments:
         return
@@ -52,11 +51,8 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _coco(images: list[Json], annotations: list[Json], names: Iterable[str] = SHAPES) -> Json:
-    categories = [
-        {"id": CATEGORIES[name], "name": name}
-        | {"isthing": int(name in SHAPES), "supercategory": "shape" if name in SHAPES else "background"}
-        for name in names
-    ]
+    kinds = [(name, int(name in SHAPES), "shape" if name in SHAPES else "background") for name in names]
+    categories = [{"id": CATEGORIES[n], "name": n, "isthing": thing, "supercategory": kind} for n, thing, kind in kinds]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
@@ -66,14 +62,16 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         (root / folder).mkdir(parents=True, exist_ok=True)
     rows: Rows = defaultdict(list)
     for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
-        scene = shapes.compose(seed, split, index, size)
-        image_id = SPLITS[split] * 1_000_000 + index + 1
-        name = f"{image_id:07d}"
-        photo = f"{split}/{name}.jpg"
+        scene, image_id = shapes.compose(seed, split, index, size), SPLITS[split] * 1_000_000 + index + 1
+        name, photo = f"{image_id:07d}", f"{split}/{image_id:07d}.jpg"
         Image.fromarray(shapes.render(scene)).save(root / photo, quality=95, subsampling=0)
-        segments, ids, classes = _panoptic_segments(scene)
-        write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids)
-        Image.fromarray(classes).save(root / f"semantic_{split}" / f"{name}.png")
+        names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
+        ids = 1 + 1_234_567 * np.arange(len(names))  # these use all three bytes of the PNG
+        named = enumerate(zip(ids.tolist(), names, strict=True))
+        segments = [segment_row(id, CATEGORIES[kind], scene.ids == number) for number, (id, kind) in named]
+        write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids[scene.ids])
+        places = np.array([list(CATEGORIES).index(kind) for kind in names], np.uint8)
+        Image.fromarray(places[scene.ids]).save(root / f"semantic_{split}" / f"{name}.png")
         image = {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size}
         rows["images"].append(image)
         rows["panoptic"].append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
@@ -93,19 +91,10 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
             info = {"file_name": f"{name}.jpg", "image_id": image_id, "height": size, "width": size}
             rows["vgd"].append(vgd_record(info, prompted))
             if split == "train" or index % max(count // 20, 1) == 0:  # every object is a question of each kind
-                found = [
-                    a | {f"{kind}_visual_prompt_mask": rle for kind, rle in drawn.items()} for a, drawn in prompted
-                ]
+                found = [a | {f"{k}_visual_prompt_mask": rle for k, rle in drawn.items()} for a, drawn in prompted]
                 rows["interactive"].append({"image": f"{name}.jpg", "image_info": image, "anns": found})
         if split == "val" or index % 5 == 0:
             rows["reason/explanatory"] += _write_reason(root / f"reason/{split}", scene, name)
-    _write_rows(root, split, rows)
-    images = [image | {"file_name": f"{split}/{image['file_name']}"} for image in rows["images"]]
-    return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "grefs")}
-
-
-def _write_rows(root: Path, split: str, rows: Rows) -> None:
-    """The files that hold one split."""
     images = rows["images"]
     _write_json(root / f"annotations/panoptic_{split}.json", _coco(images, rows["panoptic"], CATEGORIES))
     _write_json(root / f"annotations/instances_{split}.json", _coco(images, rows["annotations"]))
@@ -119,33 +108,20 @@ def _write_rows(root: Path, split: str, rows: Rows) -> None:
         truth = {"images": images, "annotations": rows["masks"], "categories": [{"id": 1, "name": "object"}]}
         _write_json(root / "gcg/val_gcg_coco_mask_gt.json", truth)
         _write_json(root / "gcg/val_gcg_coco_caption_gt.json", {"images": images, "annotations": rows["grounded"]})
+    images = [image | {"file_name": f"{split}/{image['file_name']}"} for image in images]
+    return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "grefs")}
 
 
 def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    texts = [text for turn in turns for text in turn]
-    texts[0] = "<image>\n" + texts[0]
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def _panoptic_segments(scene: Scene) -> tuple[list[Json], np.ndarray, np.ndarray]:
-    """COCO's segments_info, the map of its ids, int64[S, S], which use all three bytes of the PNG, and the map of
-    places in the list of categories, uint8[S, S]."""
-    names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
-    ids = 1 + 1_234_567 * np.arange(len(names))
-    rows = enumerate(zip(ids.tolist(), names, strict=True))
-    segments = [segment_row(id, CATEGORIES[name], scene.ids == number) for number, (id, name) in rows]
-    places = np.array([list(CATEGORIES).index(name) for name in names], np.uint8)
-    return segments, ids[scene.ids], places[scene.ids]
+    first, *rest = chain(*turns)
+    return [{"from": ("human", "gpt")[i % 2], "value": t} for i, t in enumerate(["<image>\n" + first, *rest])]
 
 
 def _instance_annotations(scene: Scene, image_id: int) -> list[Json]:
     """COCO's annotations of the things."""
-    annotations = []
-    for number, thing in enumerate(scene.things):
-        id, category, mask = image_id * 10 + number, CATEGORIES[thing.shape], scene.ids == number
-        first = {"id": id, "image_id": image_id, "category_id": category, "segmentation": encode_rle(mask)}
-        annotations.append(first | segment_row(id, category, mask))
-    return annotations
+    rows = [(image_id * 10 + n, CATEGORIES[thing.shape], scene.ids == n) for n, thing in enumerate(scene.things)]
+    first = [{"id": id, "image_id": image_id, "category_id": c, "segmentation": encode_rle(m)} for id, c, m in rows]
+    return [about | segment_row(*row) for about, row in zip(first, rows, strict=True)]
 
 
 def _sentences(first_id: int, texts: list[str]) -> list[Json]:
@@ -154,15 +130,13 @@ def _sentences(first_id: int, texts: list[str]) -> list[Json]:
 
 def _refs(scene: Scene, annotations: list[Json], split: str) -> list[Json]:
     """RefCOCO's refs: one to three sentences of one `kind` (an extra key) for each thing that has any."""
-    rng = shapes.generator(scene.key, "refer")
-    refs = []
+    rng, refs = shapes.generator(scene.key, "refer"), []
     for annotation, found in zip(annotations, shapes.expressions(scene), strict=True):
         first = (0, 0, 1, 2)[rng.integers(4)]  # attributes half of the time
         kind = next((k for k in KINDS[first:] + KINDS[:first] if found[k]), "")
         if not kind:
             continue
-        chosen = rng.permutation(found[kind])[: rng.integers(1, 4)].tolist()
-        sentences = _sentences(annotation["id"] * 10, chosen)
+        sentences = _sentences(annotation["id"] * 10, rng.permutation(found[kind])[: rng.integers(1, 4)].tolist())
         refs.append({
             "image_id": annotation["image_id"], "category_id": annotation["category_id"], "ref_id": annotation["id"],
             "ann_id": annotation["id"], "split": split, "kind": kind, "sentences": sentences,
@@ -173,8 +147,7 @@ def _refs(scene: Scene, annotations: list[Json], split: str) -> list[Json]:
 
 def _grefs(scene: Scene, annotations: list[Json], split: str, file_name: str) -> list[Json]:
     """gRefCOCO's refs: several targets, one, and none (`ann_id` [-1])."""
-    image_id = annotations[0]["image_id"]
-    refs = []
+    image_id, refs = annotations[0]["image_id"], []
     for ref_id, (words, meant) in enumerate(shapes.generalised(scene), image_id * 10):
         (sentence,) = _sentences(ref_id, [words])
         refs.append({
@@ -189,8 +162,7 @@ def _grefs(scene: Scene, annotations: list[Json], split: str, file_name: str) ->
 def _write_reason(folder: Path, scene: Scene, name: str) -> list[Json]:
     """ReasonSeg's pair of files for one thing that a rule singles out, if a polygon can say its mask; returns the
     record of `explanatory`."""
-    rng = shapes.generator(scene.key, "reasoning")
-    able = shapes.reasoning(scene)
+    rng, able = shapes.generator(scene.key, "reasoning"), shapes.reasoning(scene)
     for i in rng.permutation(len(able)):
         number, short, long, reason = able[i]
         if points := _outline(scene.ids == number):
@@ -231,13 +203,11 @@ def _add_grounded(rows: Rows, kind: str, image: Json, text: str, phrases: list[t
     if kind == "val":
         about = {"id": len(rows["grounded"]), "image_id": image_id, "caption": text}
         rows["grounded"].append(about | {"labels": [text[a:b] for a, b, _ in phrases]})
-        for number, (_, _, rle) in enumerate(masks, start=len(rows["masks"]) + 1):
-            about = {"id": number, "image_id": image_id, "category_id": 1}
-            rows["masks"].append(about | {"segmentation": rle, "iscrowd": 0})
+        for n, (_, _, rle) in enumerate(masks, start=len(rows["masks"]) + 1):
+            rows["masks"].append({"id": n, "image_id": image_id, "category_id": 1, "segmentation": rle, "iscrowd": 0})
     elif kind == "grandf":
-        groundings = {text[a:b]: {"token_positives": [a, b], "rle_masks": rles} for a, b, rles in phrases}
-        about = {"file_name": name} | size | {"image_id": image_id, "caption": text}
-        rows["grandf"].append(about | {"groundings": groundings})
+        found = {text[a:b]: {"token_positives": [a, b], "rle_masks": rles} for a, b, rles in phrases}
+        rows["grandf"].append({"file_name": name, **size, "image_id": image_id, "caption": text, "groundings": found})
     elif kind == "refcocog":
         refs = [{"sentence": text[a:b], "segmentation": rle} for a, b, rle in masks]
         about = {"img_file_name": name, "caption": text, "refs": refs, "image_id": image_id} | size
@@ -245,5 +215,4 @@ def _add_grounded(rows: Rows, kind: str, image: Json, text: str, phrases: list[t
     else:
         rows["flickr_images"].append(image | {"caption": text})
         for number, (a, b, rle) in enumerate(masks, start=len(rows["flickr"])):
-            about = {"id": number, "image_id": image_id, "tokens_positive": [[a, b]]}
-            rows["flickr"].append(about | {"sam_mask": rle})
+            rows["flickr"].append({"id": number, "image_id": image_id, "tokens_positive": [[a, b]], "sam_mask": rle})

@@ -27,10 +27,9 @@ def panoptic(answered: Answered, path: Path) -> None:
 
 def instances(answered: Answered, path: Path) -> None:
     """COCO results: a row per mask."""
+    found = ((_number(prediction.id), s) for prediction, _ in answered for s in prediction.segments)
     rows = [
-        {"image_id": _number(p.id), "category_id": s.label, "segmentation": s.segmentation, "score": s.score}
-        for p, _ in answered
-        for s in p.segments
+        {"image_id": id, "category_id": s.label, "segmentation": s.segmentation, "score": s.score} for id, s in found
     ]
     path.write_text(json.dumps(rows))
 
@@ -44,10 +43,8 @@ def labels(answered: Answered, path: Path, column: Mapping[Any, int]) -> None:
 
 def masks(answered: Answered, path: Path) -> None:
     """A list of `{"id", "segmentation": RLE | null}`, the segments of an answer united; null = nothing."""
-    rows = []
-    for prediction, _ in answered:
-        found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-        rows.append({"id": prediction.id, "segmentation": encode_rle(np.any(found, axis=0)) if found else None})
+    found = ((p.id, [decode_rle(segment.segmentation) for segment in p.segments]) for p, _ in answered)
+    rows = [{"id": id, "segmentation": encode_rle(np.any(shown, axis=0)) if shown else None} for id, shown in found]
     path.write_text(json.dumps(rows))
 
 

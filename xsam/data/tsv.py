@@ -61,23 +61,18 @@ class TsvQuestions:
         answer = row["answer"].upper() if options else row["answer"].lower()
         if answer not in (options or ("yes", "no")):
             raise BadSample(f"{what}: the answer is {row['answer'][:40]!r}, not {' or '.join(options) or 'yes or no'}")
-        image = self._index[picture]["image"] if picture != index else row["image"]
-        return Question(
-            self.id(index), f"data:image/jpeg;base64,{image}", picture, take_text(row, "question", what),
-            take_text(row, "hint", what) if row.get("hint") else "", options, answer,
-            tuple(name.strip() for name in row.get("category", "").split(",")),
-        )  # fmt: skip
+        image = f"data:image/jpeg;base64,{self._index[picture]['image'] if picture != index else row['image']}"
+        question, hint = take_text(row, "question", what), take_text(row, "hint", what) if row.get("hint") else ""
+        categories = tuple(name.strip() for name in row.get("category", "").split(","))
+        return Question(self.id(index), image, picture, question, hint, options, answer, categories)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """A row per question, and a last one with what is known of all."""
-    ids: list[str] = []
+    ids, known, options = list[str](), set[str](), list[int]()  # how many options, by question
     shown: list[int | str] = []  # by question: the row that holds its image, or the index of one that shows it
-    options: list[int] = []  # how many, by question
-    known: set[str] = set()
     asked: dict[str, str] = {}  # question by index
-    looks: dict[bytes, int] = {}  # row by digest of the image
-    holders: dict[str, int] = {}  # row with the image by index
+    looks, holders = dict[bytes, int](), dict[str, int]()  # row with the image: by its digest, by index
     for cells in _cells(path):
         index, image, number = cells["index"], cells["image"], len(ids)
         if len(index) > DIGITS and cells["question"] == asked.get(index[-DIGITS:].lstrip("0") or "0"):

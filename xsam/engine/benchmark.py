@@ -40,8 +40,7 @@ from ..structures import RLE, ItemOutput, Sample, SegmentMap, Turn
 SIZE = HEIGHT, WIDTH = 480, 640  # of all images
 INSTANCES = {"generic": 20, "referring": 5, "chat": 0}  # that a sample of `Scenes` asks for
 SEG_SIDE, VISION_SIDE = 1024, 384
-WORKERS = 2
-SECONDS = 3.0  # of loading, for every source
+WORKERS, SECONDS = 2, 3.0  # of loading, for every source
 QUERIES, CLASSES, THINGS = 200, 133, 80
 SEGMENTS = 20  # of a panoptic map, at most
 GRID, FRAME = 96, 384  # sides of the mask logits, and of the frame that transformers' Mask2Former goes through
@@ -52,8 +51,7 @@ def machine() -> str:
     """What a measurement runs on, for every report."""
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    packages = ("torch", "transformers", "numpy", "pillow", "pycocotools")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "numpy", "pillow", "pycocotools"))
     return f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores; xsam {__version__}, {versions}"
 
 
@@ -138,19 +136,16 @@ class Scenes:
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         phrases = [f"<p>the red circle {number}</p>" for number in range(INSTANCES[self.kind])]
-        first, *more = {
-            "generic": [f"Segment {', '.join(phrases)}."],
-            "referring": [f"Where is {phrase}?" for phrase in phrases],
-            "chat": ["What is there?"] * 5,
-        }[self.kind]
+        first, *more = {"generic": [f"Segment {', '.join(phrases)}."],
+                        "referring": [f"Where is {phrase}?" for phrase in phrases],
+                        "chat": ["What is there?"] * 5}[self.kind]  # fmt: skip
         answer = "It is <SEG>." if phrases else "A red circle to the left of a blue star, above a green square."
-        masks = _id_maps(self.rles[index][: len(phrases)]) if phrases else SegmentMap()
+        asked = [decode_rle(rle) for rle in self.rles[index][: len(phrases)]]
+        masks = pack(np.stack(asked)) if asked else SegmentMap()
         labels = np.arange(masks.count)
-        return Sample(
-            id=f"{self.kind} {index}", image=self.images[index], masks=masks, labels=labels,
-            turns=tuple(Turn(question, answer) for question in (f"<image>\n{first}", *more)),
-            mask_segs=labels % (1 + len(more)), shared_candidates=self.kind == "referring",
-        )  # fmt: skip
+        return Sample(id=f"{self.kind} {index}", image=self.images[index], masks=masks, labels=labels,
+                      turns=tuple(Turn(question, answer) for question in (f"<image>\n{first}", *more)),
+                      mask_segs=labels % (1 + len(more)), shared_candidates=self.kind == "referring")  # fmt: skip
 
 
 def data(config_path: str = "", overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -177,17 +172,15 @@ def data(config_path: str = "", overrides: Sequence[str] = ()) -> dict[str, Any]
             "sources": {name: _speed(Mixture(sources={name: mixture.sources[name]}), processor)
                         for name in mixture.names},
             "worker_mb": _worker_memory(mixture, processor),
-            "targets": compare({
-                "ours": lambda: targets(rles, SEG_SIDE),
-                "sample": lambda: default(scenes["generic"].sample(0, np.random.default_rng(0)), 0),
-                "dense": lambda: dense_masks(rles, SEG_SIDE),
-            }),
+            "targets": compare({"ours": lambda: targets(rles, SEG_SIDE),
+                                "sample": lambda: default(scenes["generic"].sample(0, np.random.default_rng(0)), 0),
+                                "dense": lambda: dense_masks(rles, SEG_SIDE)}),
         }  # fmt: skip
 
 
 def targets(rles: Sequence[RLE], side: int) -> np.ndarray:
     """The id maps of instances in the frame as the loader makes them, int16[layers, side, side]."""
-    masks = _id_maps(rles)
+    masks = pack(np.stack([decode_rle(rle) for rle in rles]))
     height, width = longest_side_size(masks.ids.shape[1], masks.ids.shape[2], side)
     return pad_ids(resize_ids(masks.ids, height, width), side)
 
@@ -201,10 +194,6 @@ def dense_masks(rles: Sequence[RLE], side: int) -> Tensor:
         resized = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         masks.append(torch.from_numpy(np.pad(resized, ((0, side - height), (0, side - width)))).long())
     return torch.stack(masks)
-
-
-def _id_maps(rles: Sequence[RLE]) -> SegmentMap:
-    return pack(np.stack([decode_rle(rle) for rle in rles]))
 
 
 _loader = partial(Loader, seed=0, batch_size=4, accumulation=1, rank=0, world_size=1, start_step=0, steps=10**6)
@@ -249,10 +238,8 @@ def answer(ids: np.ndarray, classes: Mapping[int, int]) -> ItemOutput:
     logits = torch.randn(QUERIES, CLASSES + 1, generator=generator)
     logits[range(len(classes)), list(classes.values())] += 15
     logits[len(classes) :, -1] += 9
-    return ItemOutput(
-        mask_logits=16 * F.avg_pool2d(inside, 5, 1, 2) - 8 + waves, class_logits=logits, frame=FRAME,
-        seg_size=(FRAME, FRAME), image_size=SIZE,
-    )  # fmt: skip
+    return ItemOutput(mask_logits=16 * F.avg_pool2d(inside, 5, 1, 2) - 8 + waves, class_logits=logits, frame=FRAME,
+                      seg_size=(FRAME, FRAME), image_size=SIZE)  # fmt: skip
 
 
 def evaluation() -> dict[str, Any]:

@@ -87,11 +87,12 @@ def prepare(model: nn.Module, path: Path, stage: Stage) -> dict[str, Any]:
     for key in SAME:
         if state.get(key) != (value := getattr(stage, key)):
             raise UserError(f"{path}: was written with {key}={state.get(key)}, not {value}; resume with the same")
-    size, before = distributed.world_size(), state.get("world_size")
-    if size == before or not stage.zero:
+    if (size := distributed.world_size()) == state.get("world_size"):
         return {}
     same = "same data and optimizer; losses are the same but for the rounding of sums and the draws of dropout"
-    distributed.say(f"{path}: written by {before} processes, goes on with {size}: {same}")
+    distributed.say(f"{path}: written by {state.get('world_size')} processes, goes on with {size}: {same}")
+    if not stage.zero:
+        return {}
     weights = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
     for name, tensor in model.state_dict().items():
         tensor.copy_(weights[name])

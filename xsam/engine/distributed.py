@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -82,12 +83,11 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_reduce_sum(values: Mapping[str, float]) -> dict[str, float]:
-    """Sum over the processes, key by key; a rank need not have every key. Waits for no GPU."""
-    total: dict[str, float] = {}
+    """Sum over the processes, key by key; a rank need not have every key."""
+    total: Counter[str] = Counter()
     for part in gather(values):
-        for key, value in part.items():
-            total[key] = total.get(key, 0) + value
-    return total
+        total.update(part)
+    return dict(total)
 
 
 def broadcast(value: Any) -> Any:
@@ -105,5 +105,5 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    if messages := list(filter(None, gather(message))):
-        raise UserError(messages[0])
+    if message := next(filter(None, gather(message)), ""):
+        raise UserError(message)

@@ -29,16 +29,16 @@ from . import distributed, results
 from .predictions import Answers, questions
 
 log = logging.getLogger("xsam")
+Asked = list[tuple[Sample, Encoded]]
 
 
-def evaluate(
-    model: XSamModel, processor: Processor, rows: Mapping[str, dict[str, Any]], out: Path, *,
-    protocol: str = "paper", limit: int = 0, batch_size: int = 8, workers: int = 0, official: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def evaluate(model: XSamModel, processor: Processor, rows: Mapping[str, dict[str, Any]], out: Path, *,
+             protocol: str = "paper", limit: int = 0, batch_size: int = 8, workers: int = 0,
+             official: bool = False) -> dict[str, Any]:  # fmt: skip
     """Run benchmark rows and return `results["benchmarks"]`, on the ranks after the first without figures.
 
-    A row whose files are missing becomes `{"error": ..}` and the others run. A sample that cannot be read failed; only
-    if its truth is what cannot be read it is not scored. Both are told by `errors`, a reason by sample id.
+    A row whose files are missing becomes `{"error": ..}`, others run; UserError if none can. A sample that cannot be
+    read failed; only if that is its truth it is not scored. Both are told by `errors`, a reason by sample id.
 
     Args:
         rows: benchmark configs by name.
@@ -47,10 +47,7 @@ def evaluate(
         limit: only the first so many samples of each benchmark; 0 = all.
         batch_size: samples of one pass. Batches are formed before they are dealt out to the processes.
         workers: processes that read samples for each of these.
-        official: also write `out/official/<benchmark>.json`, in the benchmarks' own formats.
-
-    Raises:
-        UserError: no row can be run."""
+        official: also write `out/official/<benchmark>.json`, in the benchmarks' own formats."""
     model.eval()
     tasks, found = _build(rows)
     groups: dict[str, list[str]] = {}
@@ -62,11 +59,9 @@ def evaluate(
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         kept = {name: Answers(out / "predictions" / name) for name in names}
         distributed.barrier()  # all have read what there was before any adds to it
-        mine = [
-            batch
-            for batch in batches[distributed.rank() :: distributed.world_size()]
-            if any(lead.id(i) not in answers.done for i in batch for answers in kept.values())
-        ]
+        done = set.intersection(*(answers.done for answers in kept.values()))
+        mine = batches[distributed.rank() :: distributed.world_size()]
+        mine = [batch for batch in mine if not done.issuperset(map(lead.id, batch))]
         _answer(model, processor, {name: tasks[name] for name in names}, mine, kept, protocol == "strict", workers)
         distributed.barrier()
         for name in names if distributed.is_main() else ():
@@ -85,13 +80,12 @@ def evaluate(
 def _build(rows: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Task], dict[str, Any]]:
     """The tasks that can be run, on every rank the same, and `{"error": ..}` for the others, before any time of the
     model is spent. Raises UserError if there are none."""
-    tasks, errors = {}, {}
+    tasks, errors, found = {}, {}, {}
     for name, row in rows.items():
         try:
             tasks[name] = config.build({key: value for key, value in row.items() if key != "published"})
         except UserError as error:
             errors[f"{name}: {error}"] = 1
-    found = {}
     for text in distributed.all_reduce_sum(errors):  # also of a node that lacks a file
         name, _, message = text.partition(": ")
         tasks.pop(name, None)
@@ -103,17 +97,13 @@ def _build(rows: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Task], dict[st
     return tasks, found
 
 
-Asked = list[tuple[Sample, Encoded]]
-
-
 def _read(task: Task, processor: Processor, generate: bool, batch: range) -> tuple[Asked, list[Prediction]]:
     """The samples of a batch with their encoding, whole or up to the answer, and failed predictions of those that
     cannot be read."""
     encode = processor.prompt if generate else processor
     asked, refused = [], []
     for index in batch:
-        name = task.id(index)
-        seed = key("evaluate", name)
+        seed = key("evaluate", name := task.id(index))
         try:
             sample = task.sample(index, np.random.default_rng(seed))
             asked.append((sample, encode(sample, seed)))
@@ -123,17 +113,13 @@ def _read(task: Task, processor: Processor, generate: bool, batch: range) -> tup
 
 
 @torch.no_grad()
-def _answer(
-    model: XSamModel, processor: Processor, tasks: Mapping[str, Task], batches: Sequence[range],
-    kept: Mapping[str, Answers], strict: bool, workers: int,
-) -> None:  # fmt: skip
+def _answer(model: XSamModel, processor: Processor, tasks: Mapping[str, Task], batches: Sequence[range],
+            kept: Mapping[str, Answers], strict: bool, workers: int) -> None:  # fmt: skip
     title, *others = tasks
     lead = tasks[title]
     generate = (strict or lead.generates) and model.llm is not None  # a closed set has no words
-    loader = DataLoader(
-        cast(Dataset, batches), batch_size=None, collate_fn=partial(_read, lead, processor, generate),
-        num_workers=workers, multiprocessing_context="fork" if workers else None,
-    )  # fmt: skip
+    loader = DataLoader(cast(Dataset, batches), batch_size=None, collate_fn=partial(_read, lead, processor, generate),
+                        num_workers=workers, multiprocessing_context="fork" if workers else None)  # fmt: skip
     title += f" (+{len(others)})" if others else ""
     for asked, refused in tqdm(loader, desc=title, unit="batch", disable=not distributed.is_main()):
         answers = _answers(model, processor, lead, asked, generate) if asked else []
@@ -141,17 +127,13 @@ def _answer(
             given = zip(asked, answers, strict=True)
             found = [task.postprocess(outputs, text, sample) for (sample, _), (text, outputs) in given]
             if strict and not lead.may_be_empty:
-                found = [replace(prediction, failed=prediction.failed or _empty(prediction)) for prediction in found]
+                some = [any(decode_rle(part.segmentation).any() for part in one.segments) for one in found]
+                found = [replace(one, failed=one.failed or not full) for one, full in zip(found, some, strict=True)]
             kept[name].add([*found, *refused])
 
 
-def _empty(prediction: Prediction) -> bool:
-    return not any(decode_rle(segment.segmentation).any() for segment in prediction.segments)
-
-
-def _answers(
-    model: XSamModel, processor: Processor, task: Task, asked: Asked, generate: bool
-) -> list[tuple[str, list[ItemOutput]]]:
+def _answers(model: XSamModel, processor: Processor, task: Task, asked: Asked,
+             generate: bool) -> list[tuple[str, list[ItemOutput]]]:  # fmt: skip
     """The text of every answer, and what the decoder gives for its `<SEG>`. Where the model wrote one, question and
     answer are read once more for it."""
     device = next(model.parameters()).device

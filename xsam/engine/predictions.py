@@ -51,20 +51,13 @@ def read(folder: Path) -> dict[str, Prediction]:
 def claim(out: Path, checkpoint: str, protocol: str, config: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     """Note whose predictions a folder holds, and to which questions; returns the sha256 of the weights.
 
-    Args:
-        rows: the benchmarks that are about to be answered.
-
-    Raises:
-        UserError: the folder holds predictions of other weights, another protocol, model or processor, or to other
-            questions of the same name, which would be taken for these."""
+    `rows` are the benchmarks that are about to be answered. Raises UserError if the folder holds predictions of other
+    weights, another protocol, model or processor, or to other questions of the same name, which would be taken for
+    these."""
     path = out / "predictions" / "made_by.json"
     tokens = {key: value for key, value in config["processor"].items() if key != "tokenizer"}  # it is in the weights
-    mine = {
-        "weights": sha256(checkpoint),
-        "protocol": protocol,
-        "model": _digest([config["model"], tokens]),
-        **{f"questions of {name}": _digest(questions(row)) for name, row in rows.items()},
-    }
+    mine = {"weights": sha256(checkpoint), "protocol": protocol, "model": _digest([config["model"], tokens]),
+            **{f"questions of {name}": _digest(questions(row)) for name, row in rows.items()}}  # fmt: skip
     theirs = json.loads(path.read_text()) if path.is_file() else {}
     if other := [key for key in mine if theirs.get(key, mine[key]) != mine[key]]:
         raise UserError(f"{out}: holds predictions of other {', '.join(other)}; give another --out")

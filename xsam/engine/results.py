@@ -39,17 +39,10 @@ def score(task: Task, indices: Sequence[int], folder: Path) -> dict[str, Any]:
         whole.merge(one)
         images.setdefault(key("image", sample.image or sample.id), task.metric()).merge(one)
     (folder / "scores.json").write_text(json.dumps(scores))
-    return {
-        "task": task.name,
-        "samples": len(indices),
-        "scored": len(scores),
-        "failed": sum(answers[task.id(index)].failed for index in indices),
-        "errors": errors,
-        "metrics": whole.compute(),
-        "ci95": _intervals(images, folder),
-        "categories": task.per_category(whole),
-        "baselines": task.baselines(indices),
-    }
+    return {"task": task.name, "samples": len(indices), "scored": len(scores),
+            "failed": sum(answers[task.id(index)].failed for index in indices), "errors": errors,
+            "metrics": whole.compute(), "ci95": _intervals(images, folder), "categories": task.per_category(whole),
+            "baselines": task.baselines(indices)}  # fmt: skip
 
 
 def export(task: Task, indices: Sequence[int], folder: Path, path: Path) -> None:
@@ -58,9 +51,8 @@ def export(task: Task, indices: Sequence[int], folder: Path, path: Path) -> None
     task.export(_truths(task, indices, predictions.read(folder), {}), path)
 
 
-def _truths(
-    task: Task, indices: Sequence[int], answers: Mapping[str, Prediction], errors: dict[str, str]
-) -> Iterator[tuple[Prediction, Sample]]:
+def _truths(task: Task, indices: Sequence[int], answers: Mapping[str, Prediction],
+            errors: dict[str, str]) -> Iterator[tuple[Prediction, Sample]]:  # fmt: skip
     """Predictions with their samples, as far as these can be read; what could not be read or asked goes to `errors`."""
     for index in indices:
         prediction = answers[task.id(index)]
@@ -88,20 +80,13 @@ def _intervals(images: Mapping[int, Metric], folder: Path) -> dict[str, list[flo
     return {metric: list(interval) for metric, interval in found.items() if interval}
 
 
-def write(
-    out: Path, rows: dict[str, Any], *, config_path: str, checkpoint: str, sha256: str, protocol: str, seconds: float
-) -> None:
+def write(out: Path, rows: dict[str, Any], *, config_path: str, checkpoint: str, sha256: str, protocol: str,
+          seconds: float) -> None:  # fmt: skip
     """`out/results.json` and `out/results.md`."""
-    results = {
-        "schema": 1,
-        "config": config_path,
-        "checkpoint": {"path": checkpoint, "sha256": sha256},
-        "protocol": protocol,
-        "seed": 0,
-        "versions": {"xsam": __version__, "torch": torch.__version__, "transformers": version("transformers")},
-        "seconds": round(seconds, 1),
-        "benchmarks": rows,
-    }
+    results = {"schema": 1, "config": config_path, "checkpoint": {"path": checkpoint, "sha256": sha256},
+               "protocol": protocol, "seed": 0,
+               "versions": {"xsam": __version__, "torch": torch.__version__, "transformers": version("transformers")},
+               "seconds": round(seconds, 1), "benchmarks": rows}  # fmt: skip
     (out / "results.json").write_text(json.dumps(results, indent=1))
     weights = f"Checkpoint {checkpoint} ({sha256[:12] or 'random weights'})"
     head = f"{weights}, config {config_path}, protocol {protocol}. Percent; 95 %: bootstrap over images."

@@ -6,7 +6,7 @@ lack counts as nothing predicted."""
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,21 +17,13 @@ from ..data.records import read_json, read_mask
 from ..metrics.base import Metric
 from ..metrics.detection import InstanceAP
 from ..metrics.grounded_caption import GroundedCaptionScore
-from ..metrics.iou import NOTHING_IGNORED, ReferringIoU
+from ..metrics.iou import ReferringIoU
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import SemanticIoU
 from ..structures import UserError
 
 Rows = Mapping[Any, Any]  # by id
-
-
-class Comparison(NamedTuple):
-    """The samples of two files."""
-
-    metric: Metric
-    truth: Rows
-    found: Rows
-    add: Callable[[Any], None]  # gives the metric the sample of an id in `truth`
+Comparison = tuple[Metric, Rows, Rows, Callable[[Any], None]]  # truth, predictions, and what counts a sample
 
 
 def score(kind: str, gt: Path, pred: Path, num_classes: int = 0, similarity: str = "") -> dict[str, Any]:
@@ -75,7 +67,7 @@ def panoptic(gt: Path, pred: Path) -> Comparison:
         answer = segments(pred, found[name]) if name in found else (np.zeros_like(ids), {})
         metric.update(*answer, ids, classes, crowd)
 
-    return Comparison(metric, truth, found, add)
+    return metric, truth, found, add
 
 
 def instance(gt: Path, pred: Path) -> Comparison:
@@ -101,7 +93,7 @@ def instance(gt: Path, pred: Path) -> Comparison:
         answers = [entry(row, size, pred) | {"score": row["score"]} for row in found.get(name, ())]
         metric.update(name, size, targets, answers)
 
-    return Comparison(metric, images, found, add)
+    return metric, images, found, add
 
 
 def semantic(gt: Path, pred: Path, num_classes: int) -> Comparison:
@@ -112,11 +104,7 @@ def semantic(gt: Path, pred: Path, num_classes: int) -> Comparison:
     if missing := [name for name in truth if name not in found]:
         raise UserError(f"{pred}: has no map {missing[0]}.png ({len(missing)} missing); predict every image of {gt}")
     metric = SemanticIoU(num_classes)
-
-    def add(name: str) -> None:
-        metric.update(read_values(found[name]), read_values(truth[name]))
-
-    return Comparison(metric, truth, found, add)
+    return metric, truth, found, lambda name: metric.update(read_values(found[name]), read_values(truth[name]))
 
 
 def refer(gt: Path, pred: Path) -> Comparison:
@@ -128,10 +116,9 @@ def refer(gt: Path, pred: Path) -> Comparison:
         true, ignore = truth[name]["segmentation"], truth[name].get("ignore")
         answer = found[name]["segmentation"] if name in found else None
         size = next((rle["size"] for rle in (true, answer, ignore) if rle), (1, 1))
-        ignored = _mask(ignore, size, gt, name) if ignore else NOTHING_IGNORED
-        metric.update(_mask(answer, size, pred, name), _mask(true, size, gt, name), ignored)
+        metric.update(_mask(answer, size, pred, name), *(_mask(mask, size, gt, name) for mask in (true, ignore)))
 
-    return Comparison(metric, truth, found, add)
+    return metric, truth, found, add
 
 
 def gcg(gt: Path, pred: Path, similarity: str) -> Comparison:
@@ -157,7 +144,7 @@ def gcg(gt: Path, pred: Path, similarity: str) -> Comparison:
             true_phrases=[label for note in notes.get(name, ()) for label in note["labels"]],
         )  # fmt: skip
 
-    return Comparison(metric, images, found, add)
+    return metric, images, found, add
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -66,6 +66,8 @@ class Stage:
             raise UserError(f"config key stage.zero: {stage.zero!r} is not a ZeRO stage; give 0, 1, 2 or 3")
         if stage.zero < 2 and (stage.precision == "bf16" or stage.offload):
             raise UserError("config key stage.zero: bf16 and offload need ZeRO's fp32 weights; give 2 or 3")
+        if stage.keep < 1:
+            raise UserError(f"config key stage.keep: {stage.keep!r} leaves nothing to resume; give 1 or more")
         if stage.lora:
             Lora.parse(stage.lora)
         if stage.lr_batch_size:  # AdamW's steps have the size of lr: noise is kept by a square root (arXiv 2205.10287)
@@ -80,11 +82,9 @@ class Stage:
         """Micro-batches of one process in one step; UserError if the batch does not split evenly."""
         at_once = world_size * self.micro_batch if self.micro_batch else self.batch_size
         if self.batch_size % world_size or self.batch_size % at_once:
+            what = f"{self.batch_size} does not split into {world_size} processes with micro_batch={self.micro_batch}"
             multiple = world_size * max(self.micro_batch, 1)
-            raise UserError(
-                f"config key stage.batch_size: {self.batch_size} does not split into {world_size} processes"
-                f" with micro_batch={self.micro_batch}; give a multiple of {multiple}"
-            )
+            raise UserError(f"config key stage.batch_size: {what}; give a multiple of {multiple}")
         return self.batch_size // at_once
 
 

@@ -146,7 +146,7 @@ def train(
                 if log:
                     log.pictures(done, images)
             if stop or done == last or done % stage.save_every == 0:
-                watchdog.place = f"step {step}, saving"
+                watchdog.place, watchdog.idle = f"step {step}, saving", 0
                 checkpoint.save(engine, work_dir / "checkpoints", done, stage)
             if stop and done < last:
                 distributed.say(f"{work_dir}: stopped after step {done} of {last}; continue with --resume")

@@ -24,15 +24,12 @@ class InstanceAP(Metric):
     images: dict[Hashable, tuple[tuple[int, int], list[Any], list[Any]]] = field(default_factory=dict)
     _done: COCOeval | None = field(default=None, repr=False, compare=False)  # the evaluation of these images
 
-    def update(
-        self, image_id: int | str, size: tuple[int, int], gt: Sequence[Mapping[str, Any]],
-        preds: Sequence[Mapping[str, Any]],
-    ) -> None:  # fmt: skip
+    def update(self, image_id: int | str, size: tuple[int, int], gt: Sequence[Mapping[str, Any]],
+               preds: Sequence[Mapping[str, Any]]) -> None:  # fmt: skip
         """Keep one image of `size` (H, W), or one question about it, under an id of its own.
 
         gt: `category` (int), `rle`, `crowd` (bool) and optionally `area`, which decides between APs, APm and APl
-        (default: the area of the mask; COCO's own files state that of the polygon). preds: `category`, `rle`, `score`.
-        """
+        (default: the area of the mask; COCO's files have the polygon's). preds: `category`, `rle`, `score`."""
         self.merge(InstanceAP({image_id: (size, list(gt), list(preds))}))
 
     def merge(self, other: "InstanceAP") -> None:
@@ -104,9 +101,8 @@ class InstanceAP(Metric):
         return sides
 
 
-def _average_precision(
-    rows: Sequence[Mapping[str, Any]], drawn: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _average_precision(rows: Sequence[Mapping[str, Any]], drawn: np.ndarray,
+                       points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What COCOeval.accumulate makes of R multisets of images: AP in [0, 1], float[R, T] by IoU threshold, and whether
     there is an object at all, bool[R]; without one AP is 0.
 
@@ -139,8 +135,6 @@ def _percent(value: float) -> float | None:
 
 def _annotation(image_id: int, item: Mapping[str, Any]) -> dict[str, Any]:
     area = item.get("area")
-    return {
-        "image_id": image_id, "category_id": item["category"], "segmentation": item["rle"],
-        "area": float(coco_mask.area(item["rle"])) if area is None else area,
-        "iscrowd": int(item.get("crowd", False)), "score": item.get("score"),
-    }  # fmt: skip
+    return {"image_id": image_id, "category_id": item["category"], "segmentation": item["rle"],
+            "area": float(coco_mask.area(item["rle"])) if area is None else area,
+            "iscrowd": int(item.get("crowd", False)), "score": item.get("score")}  # fmt: skip

@@ -21,9 +21,7 @@ from .base import Metric, percent
 from .detection import InstanceAP
 
 log = logging.getLogger("xsam")
-
 MATCH = 0.5  # least IoU and least similarity of phrases of a pair that counts as recalled
-
 Captions = Mapping[Any, tuple[str, Sequence[str]]]  # by image: what was said, what should have been
 
 
@@ -44,11 +42,9 @@ class GroundedCaptionScore(Metric):
         if self.similarity and self.similarity not in SIMILARITIES:
             raise UserError(f"similarity={self.similarity!r} is unknown; there is: {', '.join(SIMILARITIES)}")
 
-    def update(
-        self, image_id: int | str, size: tuple[int, int], *,
-        caption: str, phrases: Sequence[str], masks: Sequence[RLE],
-        true_captions: Sequence[str], true_phrases: Sequence[str], true_masks: Sequence[RLE],
-    ) -> None:  # fmt: skip
+    def update(self, image_id: int | str, size: tuple[int, int], *, caption: str, phrases: Sequence[str],
+               masks: Sequence[RLE], true_captions: Sequence[str], true_phrases: Sequence[str],
+               true_masks: Sequence[RLE]) -> None:  # fmt: skip
         """Count one image of `size` (H, W), or one caption of it under an id of its own; a failed answer has an empty
         caption and no masks.
 
@@ -69,8 +65,7 @@ class GroundedCaptionScore(Metric):
         recalled = 0
         for i, j in pairs if self.similarity else ():
             named = i < len(true_phrases) and j < len(phrases)
-            similar = SIMILARITIES[self.similarity]
-            if not named or ious[i, j] < MATCH or similar(true_phrases[i], phrases[j]) < MATCH:
+            if not named or ious[i, j] < MATCH or SIMILARITIES[self.similarity](true_phrases[i], phrases[j]) < MATCH:
                 break
             recalled += 1
         self.totals += [1, mean, len(true_phrases), recalled]
@@ -103,11 +98,9 @@ class GroundedCaptionScore(Metric):
     def _scores(self, found: Mapping[str, float | None], sums: np.ndarray) -> dict[str, float | None]:
         """All but METEOR; `sums` over images: `totals`, and CIDEr."""
         images, mean, phrases, recalled, agreed = sums.tolist()
-        return {
-            "AP": found["AP"], "AP50": found["AP50"], "mIoU": percent(mean, images), "METEOR": None,
-            "CIDEr": agreed / images if images else None,
-            "recall": percent(recalled, phrases if self.similarity else 0),
-        }  # fmt: skip
+        return {"AP": found["AP"], "AP50": found["AP50"], "mIoU": percent(mean, images), "METEOR": None,
+                "CIDEr": agreed / images if images else None,
+                "recall": percent(recalled, phrases if self.similarity else 0)}  # fmt: skip
 
 
 def pair(ious: np.ndarray) -> list[tuple[int, int]]:

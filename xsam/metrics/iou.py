@@ -9,7 +9,7 @@ from ..structures import UserError
 from .base import Metric, percent
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-NOTHING_IGNORED = np.zeros((0, 0), bool)
+EMPTY = np.zeros((0, 0), bool)
 
 
 @dataclass
@@ -23,9 +23,7 @@ class ReferringIoU(Metric):
     # samples, those with a target, intersection, union, IoU, targets found, absences seen, Pr@X
     totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))
 
-    def update(
-        self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = NOTHING_IGNORED, *, failed: bool = False
-    ) -> None:
+    def update(self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = EMPTY, *, failed: bool = False) -> None:
         """Count one sample: masks bool[H, W]; pixels in `ignore` (may be empty) count in neither.
 
         Where nothing was predicted because there was no usable answer at all (`failed`), that there is no target does
@@ -46,10 +44,9 @@ class ReferringIoU(Metric):
         """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over those with a
         target, `N_acc` (nothing predicted) over the rest; None where there are none, cIoU also without any pixel."""
         samples, targets, inter, union, iou, found, refused, *precise = self.totals.tolist()
-        return {
-            "cIoU": percent(inter, union), "gIoU": percent(iou, samples),
-            "N_acc": percent(refused, samples - targets), "T_acc": percent(found, targets),
-        } | {f"Pr@{x}": percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}  # fmt: skip
+        shares = {"cIoU": percent(inter, union), "gIoU": percent(iou, samples),
+                  "N_acc": percent(refused, samples - targets), "T_acc": percent(found, targets)}  # fmt: skip
+        return shares | {f"Pr@{x}": percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}
 
 
 @dataclass

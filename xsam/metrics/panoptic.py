@@ -23,23 +23,20 @@ class PanopticQuality(Metric):
     def __post_init__(self) -> None:
         self.totals = np.zeros((len(self.categories), 4))
 
-    def update(
-        self, pred: np.ndarray, pred_segments: Mapping[int, int], gt: np.ndarray, gt_segments: Mapping[int, int],
-        crowd: Collection[int] = (),
-    ) -> None:  # fmt: skip
+    def update(self, pred: np.ndarray, pred_segments: Mapping[int, int], gt: np.ndarray, gt_segments: Mapping[int, int],
+               crowd: Collection[int] = ()) -> None:  # fmt: skip
         """Count one image: two maps int[H, W] of segment ids, 0 = void, and the category of each id; `crowd` has the
         true ids that are crowd regions. Raises UserError for maps of different sizes, an id in a map without a
         category, a predicted segment without a pixel, or an unknown category."""
         if pred.shape != gt.shape:
             raise UserError(f"the predicted map is {pred.shape}, the true one {gt.shape}; sizes must be equal")
         gt_class, pred_class = self._classes(gt_segments, "true"), self._classes(pred_segments, "predicted")
-        columns = len(pred_class)
-        gt, pred = gt.ravel(), pred.ravel()
+        columns, gt, pred = len(pred_class), gt.ravel(), pred.ravel()
         changed = (gt[1:] != gt[:-1]) | (pred[1:] != pred[:-1])
         starts = np.flatnonzero(np.append(gt.size > 0, changed))  # of runs, which are far fewer than pixels
         pairs = _index(gt[starts], gt_segments, "true") * columns + _index(pred[starts], pred_segments, "predicted")
-        pixels = np.diff(starts, append=gt.size)
-        inter = np.bincount(pairs, pixels, len(gt_class) * columns).astype(np.int64).reshape(-1, columns)
+        counts = np.bincount(pairs, np.diff(starts, append=gt.size), len(gt_class) * columns)
+        inter = counts.astype(np.int64).reshape(-1, columns)
         gt_area, pred_area = inter.sum(1), inter.sum(0)
         if not pred_area[1:].all():
             missing = list(pred_segments)[int(pred_area[1:].argmin())]

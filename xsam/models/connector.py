@@ -27,8 +27,7 @@ class Connector(nn.Module):
         self.scales = tuple(scales)
         self.branches = nn.ModuleList()
         for channels, scale in zip(out_channels, scales, strict=True):
-            unshuffled = int(channels * scale**2)
-            if unshuffled != channels * scale**2:
+            if (unshuffled := int(channels * scale**2)) != channels * scale**2:
                 problem = f"out_channels {channels} at scale {scale} is not a multiple of {scale**-2:g}"
                 raise UserError(f"connector: {problem}")
             self.branches.append(nn.Sequential(

@@ -12,8 +12,7 @@ from .matcher import Matcher, sample_ids
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the losses are divided by: sums over all ranks and accumulation steps, so that the loss of a global batch
-    does not depend on how it is split."""
+    """What the losses are divided by: sums over all ranks and accumulation steps, however these split a batch."""
 
     tokens: float  # supervised tokens
     masks: float  # targets
@@ -34,14 +33,11 @@ class Draws:
 
 
 class Criterion:
-    """Mask2Former's losses with conditions as classes, plus next-token cross-entropy.
+    """Mask2Former's losses with conditions as classes, plus next-token cross-entropy. All decoder outputs are matched
+    and supervised in one pass; only matched masks are ever made.
 
-    All decoder outputs are matched and supervised in one pass; only matched masks are ever made. Points are shared
-    over the outputs of an item unless `draws` says otherwise.
-
-    Args:
-        num_points: P, points per mask; 3P random ones are looked at, 3P/4 uncertain and P/4 uniform ones are kept.
-        no_object_weight: class weight of queries without a target."""
+    num_points: P, points per mask; 3P random ones are looked at, 3P/4 uncertain and P/4 uniform ones are kept. The
+    outputs of an item share them unless `draws` says otherwise. no_object_weight: of queries without a target."""
 
     def __init__(
         self, num_points: int = 12544, no_object_weight: float = 0.1, class_weight: float = 2.0,
@@ -55,11 +51,9 @@ class Criterion:
         """What this batch adds to the global counts; known before any forward pass."""
         matched = sum(min(len(target.index), num_queries) for target in batch.items.targets)
         queries = num_queries * len(batch.items.targets)
-        return Counts(
-            tokens=float((batch.labels[:, 1:] != IGNORE_INDEX).sum()),
-            masks=float(sum(len(target.index) for target in batch.items.targets)),
-            class_weight=matched + self.no_object_weight * (queries - matched),
-        )
+        tokens = float((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+        masks = float(sum(len(target.index) for target in batch.items.targets))
+        return Counts(tokens, masks, class_weight=matched + self.no_object_weight * (queries - matched))
 
     def __call__(self, output: ModelOutput, batch: Batch, counts: Counts) -> dict[str, Tensor]:
         """Weighted losses of a batch; their sum is the training loss. `counts` are global: `self.count(batch, Q)` when
@@ -71,22 +65,20 @@ class Criterion:
 
     def text_loss(self, output: ModelOutput, counts: Counts) -> Tensor:
         """Cross-entropy in fp32 over the supervised tokens."""
-        total = F.cross_entropy(output.text_logits.float(), output.text_targets, reduction="sum")
-        return total / max(counts.tokens, 1)
+        nll = F.cross_entropy(output.text_logits.float(), output.text_targets, reduction="sum")
+        return nll / max(counts.tokens, 1)
 
     def layer_losses(
         self, output: ModelOutput, batch: Batch, counts: Counts, draws: Draws | None = None
     ) -> dict[str, Tensor]:
         """Weighted `cls`, `mask` and `dice` loss of every decoder output, float[L] each. Without recorded `draws` the
         points of an item are drawn from its key."""
-        items = batch.items
-        embeds, class_logits = output.mask_embeds.float(), output.class_logits
-        features = output.mask_features.float()
+        items, class_logits = batch.items, output.class_logits
+        embeds, features = output.mask_embeds.float(), output.mask_features.float()
         L, D, Q, _ = embeds.shape
         draws = draws or self._draw(items, L, Q, embeds.device)
-        class_probs = class_logits.detach().softmax(-1)
         with torch.no_grad():
-            costs = []
+            class_probs, costs = class_logits.softmax(-1), []
             for d, target in enumerate(items.targets):
                 points = _at_points(embeds[:, d], features[items.image[d]], target, draws.matcher[:, d])
                 costs.append(self.matcher.costs(*points, class_probs[:, d], target.labels))
@@ -94,8 +86,7 @@ class Criterion:
 
         none = class_logits.shape[-1] - 1
         classes = torch.full((L, D, Q), none, device=embeds.device)
-        # Without any target the mask embeddings still belong to the graph, as on every other rank.
-        mask_sum = dice_sum = 0 * embeds.sum((1, 2, 3))
+        mask_sum = dice_sum = 0 * embeds.sum((1, 2, 3))  # without any target they still belong to the graph
         start = 0
         for d, (match, target) in enumerate(zip(matches, items.targets, strict=True)):
             M = match.queries.shape[1]
@@ -107,14 +98,12 @@ class Criterion:
                 index = target.index[match.targets].flatten()
                 oversampled, uniform = (p[:, own].flatten(0, 1) for p in (draws.oversampled, draws.uniform))
                 mask, dice = self._point_losses(logits, target.ids, index, oversampled, uniform)
-                mask_sum = mask_sum + mask.view(L, M).sum(1)
-                dice_sum = dice_sum + dice.view(L, M).sum(1)
+                mask_sum, dice_sum = mask_sum + mask.view(L, M).sum(1), dice_sum + dice.view(L, M).sum(1)
             start += M
 
         weight = torch.where(classes == none, self.no_object_weight, 1.0)
         nll = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), reduction="none").view(L, D, Q)
-        cls_sum = (nll * weight).sum((1, 2))
-        masks = max(counts.masks, 1)
+        cls_sum, masks = (nll * weight).sum((1, 2)), max(counts.masks, 1)
         sums = {"cls": cls_sum / counts.class_weight, "mask": mask_sum / masks, "dice": dice_sum / masks}
         return {name: self.weights[name] * value for name, value in sums.items()}
 
@@ -131,13 +120,11 @@ class Criterion:
         x = _sample(logits[:, None], points)[:, 0]
         mask = F.binary_cross_entropy_with_logits(x, targets, reduction="none").mean(1)
         probs = x.sigmoid()
-        dice = 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
-        return mask, dice
+        return mask, 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
 
     def _draw(self, items: DecoderItems, layers: int, queries: int, device: torch.device) -> Draws:
         """Points of every item from its own key, so that they do not depend on what else is in the batch."""
-        generator = torch.Generator(device)
-        P = self.num_points
+        generator, P = torch.Generator(device), self.num_points
         matcher, oversampled, uniform = [], [], []
         for key, target in zip(items.keys, items.targets, strict=True):
             generator.manual_seed(key)
@@ -149,16 +136,13 @@ class Criterion:
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of maps float[N, C, h, w] at points float[N, P, 2], (x, y) in [0, 1]: float[N, C, P]; zeros
-    outside."""
+    """Bilinear samples of maps float[N, C, h, w] at float[N, P, 2], (x, y) in [0, 1]: float[N, C, P]; 0 outside."""
     return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
 
 
 def _at_points(embeds: Tensor, features: Tensor, target: Target, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask logits float[L, Q, P] and target masks of one item at the matcher's points float[L, P, 2].
-
-    Logits are linear in the mask features, so the features are sampled, not Q masks; once if the layers share points.
-    """
+    """Mask logits float[L, Q, P] and target masks of one item at the matcher's points float[L, P, 2]. Logits are
+    linear in the mask features, so the features are sampled, not Q masks; once if the layers share points."""
     at = points[:1] if points.stride(0) == 0 else points
     masks = torch.stack([sample_ids(target.ids, target.index, p) for p in at]).squeeze(0)  # [N, P] where they share
     return embeds @ _sample(features.expand(len(at), -1, -1, -1), at), masks

@@ -18,12 +18,10 @@ class DeformableAttention(nn.Module):
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(channels, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(channels, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.value_proj, self.output_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
         # Head a starts looking in direction a of a circle, point p at p + 1 cells; all points are equally strong.
-        for layer in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for zero in (*self.sampling_offsets.parameters(), *self.attention_weights.parameters()):
+            nn.init.zeros_(zero)
         angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -39,16 +37,14 @@ class DeformableAttention(nn.Module):
 
         values: float[B, S, C], tokens, levels (h, w) of `shapes` one after the other, each row-major. queries: the same
         plus their positions. references: float[S, 2], (x, y) in [0, 1] of every query."""
-        B, S, _ = queries.shape
-        A, V, P = self.num_heads, self.num_levels, self.num_points
+        B, S, A, V, P = *queries.shape[:2], self.num_heads, self.num_levels, self.num_points
         value = self.value_proj(values).view(B, S, A, -1)
         offsets = self.sampling_offsets(queries).view(B, S, A, V, P, 2)
         weights = self.attention_weights(queries).view(B, S, A, V * P).softmax(-1).view(B, S, A, V, P)
         sizes = torch.tensor([[w, h] for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
         locations = references[:, None, None, None, :] + offsets / sizes[:, None]
         # The bag is the faster forward on a CPU, but its backward sorts all its indices.
-        on_cpu = value.device.type == "cpu" and not torch.is_grad_enabled()
-        sample = sample_by_bag if on_cpu else sample_by_grid
+        sample = sample_by_bag if value.device.type == "cpu" and not torch.is_grad_enabled() else sample_by_grid
         return self.output_proj(sample(value, locations, weights, shapes))
 
 
@@ -78,8 +74,7 @@ def sample_by_bag(value: Tensor, locations: Tensor, weights: Tensor, shapes: Seq
         strengths.append(torch.where(inside, weights * along_x * along_y, 0))
         rows.append(torch.where(inside, starts + cell, 0))
     head = torch.arange(B * A, device=value.device).view(B, 1, A, 1, 1, 1) * S
-    indices = (torch.stack(rows, -1) + head).reshape(B * S * A, -1)
-    table = value.transpose(1, 2).reshape(B * A * S, c)
+    indices, table = (torch.stack(rows, -1) + head).reshape(B * S * A, -1), value.transpose(1, 2).reshape(-1, c)
     bag_weights = torch.stack(strengths, -1).reshape(B * S * A, -1)  # float32 in a bf16 model, as the locations are
     bags = F.embedding_bag(indices, table.to(bag_weights.dtype), mode="sum", per_sample_weights=bag_weights)
     return bags.view(B, S, A * c).to(value.dtype)
@@ -96,6 +91,5 @@ def corners(places: Tensor, size: Tensor) -> Iterator[tuple[Tensor, Tensor, Tens
     for dx, dy in itertools.product((0, 1), (0, 1)):
         x, y = corner[..., 0] + dx, corner[..., 1] + dy
         inside = (x >= 0) & (x < size[..., 0]) & (y >= 0) & (y < size[..., 1])
-        along_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-        along_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+        along_x, along_y = ((part if d else 1 - part) for part, d in zip(fraction.unbind(-1), (dx, dy), strict=True))
         yield y * size[..., 0] + x, inside, along_x, along_y

@@ -20,12 +20,9 @@ from transformers.models.sam.modeling_sam import SAM_VISION_ATTENTION_CLASSES, S
 
 from ..structures import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class ResidualStem(nn.Module):
     """Patch embedding as a small residual CNN, float[B, 3, S, S] -> float[B, channels, S / patch, S / patch].
-
     A linear patch embedding needs large-scale pre-training before a ViT sees shapes; this one learns from a few
     thousand images. log2(patch_size) strided convolutions, each with a residual block; the width doubles each time."""
 
@@ -46,10 +43,8 @@ class ResidualStem(nn.Module):
 
 
 def _conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.GroupNorm(math.gcd(8, out_channels), out_channels),
-    )
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(math.gcd(8, out_channels), out_channels))
 
 
 class Encoder(nn.Module):
@@ -72,14 +67,13 @@ class Encoder(nn.Module):
 
     def _check_size(self, images: Tensor) -> None:
         h, w = images.shape[-2:]
-        if h != self.image_size or w != self.image_size:
+        if (h, w) != (self.image_size,) * 2:
             built = f"{type(self).__name__} was built for image_size={self.image_size}"
             raise UserError(f"{built} and got {h} x {w}; give the encoder and the images the same size")
 
 
 class SamAttention(SamVisionAttention):
     """Self-attention on a square grid with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
-
     score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two depend on j only
     through its row and its column, so they are extra columns of q against one-hot columns of k: one fused attention,
     no N x N bias in memory."""
@@ -87,18 +81,16 @@ class SamAttention(SamVisionAttention):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
         """float[B, side, side, C] -> the same shape, and no attention weights."""
         b, s, _, c = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(b, s, s, 3, self.num_attention_heads, -1)
-        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # each [b, heads, s, s, d]
-        d = q.shape[-1]
+        q, k, v = self.qkv(hidden_states).view(b, s, s, 3, self.num_attention_heads, -1).permute(3, 0, 4, 1, 2, 5)
+        d = q.shape[-1]  # q, k and v are [b, heads, s, s, d]
         position = torch.arange(s, device=q.device)
         offset = position[:, None] - position + s - 1
         rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offset])
         columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offset])
         one_hot = torch.eye(s, dtype=q.dtype, device=q.device)
-        query = torch.cat([q * d**-0.5, rows, columns], -1)
-        key = torch.cat([k, one_hot[:, None].expand_as(rows), one_hot.expand_as(columns)], -1)
-        value = F.pad(v, (0, 2 * s))  # the flash kernels want one width for all three
-        query, key, value = (t.flatten(2, 3) for t in (query, key, value))
+        query = torch.cat([q * d**-0.5, rows, columns], -1).flatten(2, 3)
+        key = torch.cat([k, one_hot[:, None].expand_as(rows), one_hot.expand_as(columns)], -1).flatten(2, 3)
+        value = F.pad(v, (0, 2 * s)).flatten(2, 3)  # the flash kernels want one width for all three
         out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return self.proj(out[..., :d].transpose(1, 2).reshape(b, s, s, c)), None
 
@@ -107,11 +99,10 @@ SAM_VISION_ATTENTION_CLASSES["folded"] = SamAttention  # where transformers' lay
 
 
 class SamEncoder(Encoder):
-    """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L.
+    """The image encoder of Segment Anything (arXiv 2304.02643) without its neck; the defaults are SAM-L. Layers and
+    names are those of transformers' SamVisionEncoder: the padding of the last windows is attended to."""
 
-    Layers and names are those of transformers' SamVisionEncoder: the padding of the last windows is attended to."""
-
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
     def __init__(
         self, *, image_size: int = 1024, patch_size: int = 16, channels: int = 1024, depth: int = 24,
@@ -119,8 +110,7 @@ class SamEncoder(Encoder):
         global_blocks: Sequence[int] = (5, 11, 17, 23), stem: str = "patchify",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.image_size, self.channels = image_size, channels
-        self.grid = image_size // patch_size
+        self.image_size, self.channels, self.grid = image_size, channels, image_size // patch_size
         self.global_blocks = tuple(global_blocks)
         patchify = nn.Sequential(OrderedDict(projection=nn.Conv2d(3, channels, patch_size, stride=patch_size)))
         self.patch_embed = _stem(stem, channels, patch_size, patchify)
@@ -132,14 +122,12 @@ class SamEncoder(Encoder):
         windows = [0 if i in self.global_blocks else window_size for i in range(depth)]  # 0 = attends everywhere
         self.layers = nn.ModuleList(SamVisionLayer(config, window) for window in windows)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.layers.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        for linear in (module for module in self.layers.modules() if isinstance(module, nn.Linear)):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
-
         Raises UserError if S is not `image_size` or an index is beyond the depth."""
         self._check_size(images)
         _check_indices(indices, 0, len(self.layers))
@@ -159,15 +147,13 @@ def _stem(kind: str, channels: int, patch_size: int, patchify: nn.Module) -> nn.
 
 
 def _check_indices(indices: Sequence[int], first: int, depth: int) -> None:
-    for index in indices:
-        if not first <= index <= depth:
-            raise UserError(f"hidden state {index} was asked of an encoder that has {first} to {depth}")
+    if beyond := [index for index in indices if not first <= index <= depth]:
+        raise UserError(f"hidden state {beyond[0]} was asked of an encoder that has {first} to {depth}")
 
 
 def resize_positions(state: Mapping[str, Tensor], encoder: SamEncoder, prefix: str = "") -> dict[str, Tensor]:
-    """The positions of a SAM state dict interpolated to the size of `encoder`; `prefix`: before each name.
-
-    These are `pos_embed` (bilinear) and the relative-position tables of the global blocks (linear)."""
+    """The positions of a SAM state dict interpolated to the size of `encoder`: `pos_embed` (bilinear) and the
+    relative-position tables of the global blocks (linear); `prefix` stands before each name."""
     name, side = f"{prefix}pos_embed", encoder.grid
     grid = F.interpolate(state[name].float().permute(0, 3, 1, 2), size=(side, side), mode="bilinear")
     resized = {name: grid.permute(0, 2, 3, 1).to(state[name].dtype)}
@@ -189,7 +175,6 @@ def resize_grid(table: Tensor, cells: int) -> Tensor:
 
 class SiglipEncoder(Encoder):
     """SigLIP's vision tower up to its last layer but one; the defaults are so400m-patch14-384.
-
     X-SAM reads the output of layer `depth - 1` of `depth`: the last layer, final norm and pooling head are not built.
     Layers and names are those of transformers' SiglipVisionModel."""
 
@@ -220,9 +205,8 @@ class SiglipEncoder(Encoder):
 
 
 class TimmEncoder(Encoder):
-    """A timm ViT cut after block `last`, without final norm and head. An unknown name raises UserError.
-
-    `overrides` go to timm.create_model."""
+    """A timm ViT cut after block `last`, without final norm and head; `overrides` go to timm.create_model. An unknown
+    name raises UserError."""
 
     last: int  # -1 = the last
 
@@ -230,17 +214,14 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.name, self.image_size, self.overrides = name, image_size, overrides
         self.vit = self._vit()
-        self.channels = self.vit.embed_dim
-        self.mean = self.vit.pretrained_cfg["mean"]
-        self.std = self.vit.pretrained_cfg["std"]
+        pixels = self.vit.pretrained_cfg
+        self.channels, self.mean, self.std = self.vit.embed_dim, pixels["mean"], pixels["std"]
 
     def pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This encoder's state dict from the weights that timm publishes, positions resampled to `image_size` by timm.
-
         Raises UserError if they do not fit."""
-        overlay = {"state_dict": dict(tensors)}
         try:
-            vit = self._vit(pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+            vit = self._vit(pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": dict(tensors)})
         except RuntimeError as error:
             reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
             raise UserError(f"the weights of timm's {self.name} do not fit: {reason}") from None
@@ -283,7 +264,6 @@ class TimmSegEncoder(TimmEncoder):
 
     def forward(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """float[B, 3, S, S] -> float[B, h, w, C] per hidden-state index; stops after the last of them.
-
         Raises UserError if S is not `image_size` or an index is not in 1 .. depth (timm has no state 0)."""
         _check_indices(indices, 1, len(self.vit.blocks))
         kept = sorted(set(indices))

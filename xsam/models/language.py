@@ -39,11 +39,8 @@ def splice(
 ) -> Spliced:  # fmt: skip
     """Replace every image placeholder by all tokens of the row's image, every region placeholder by its feature.
 
-    Args:
-        embed_tokens: the embedding table.
-        input_ids, lengths, image_index: as in `Batch`.
-        image_tokens: float[I, n, C].
-        regions: float[R, C], in reading order of the placeholders."""
+    input_ids, lengths, image_index: as in `Batch`. image_tokens: float[I, n, C]. regions: float[R, C], in reading order
+    of the placeholders."""
     is_image, is_region = input_ids == IMAGE_TOKEN, input_ids == REGION_TOKEN
     n = image_tokens.shape[1]
     widths = torch.where(is_image, n, 1)
@@ -58,38 +55,31 @@ def splice(
     source = torch.cat([text.flatten(0, 1), *features])
     index = torch.zeros((B, int(ends[:, -1].max()) if T else 0), dtype=torch.long, device=input_ids.device)
     index[rows[~is_image], positions[~is_image]] = torch.arange(B * T, device=index.device).view(B, T)[~is_image]
-    after_images = B * T + image_tokens.shape[0] * n
-    index[rows[is_region], positions[is_region]] = after_images + torch.arange(len(regions), device=index.device)
-    inside = torch.arange(n, device=index.device)
-    where = positions[is_image][:, None] + inside
-    index[rows[is_image][:, None], where] = B * T + image_index[rows[is_image]][:, None] * n + inside
+    number, inside = (torch.arange(count, device=index.device) for count in (len(regions), n))
+    index[rows[is_region], positions[is_region]] = B * T + len(image_tokens) * n + number
+    row = rows[is_image][:, None]
+    index[row, positions[is_image][:, None] + inside] = B * T + image_index[row] * n + inside
     return Spliced(source[index], positions, spliced_lengths)
 
 
 def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits only where a supervised token is predicted: float[T', V], and those tokens int64[T'].
-
     hidden: float[B, T', C]. labels: int64[B, T] of the original tokens; the first token of a row is never predicted."""
     rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
-    before = spliced.positions[rows, columns + 1] - 1
-    return llm.lm_head(hidden[rows, before]), labels[rows, columns + 1]
+    return llm.lm_head(hidden[rows, spliced.positions[rows, columns + 1] - 1]), labels[rows, columns + 1]
 
 
 def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...]) -> Iterator[Tensor]:
-    """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step.
-
-    A row that has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may
-    differ in length: their padding is moved to the left, since a sliding window counts places, and masked out."""
-    B, T, _ = spliced.embeds.shape
-    device = spliced.embeds.device
+    """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step. A row that
+    has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may differ in
+    length: their padding is moved to the left, since a sliding window counts places, and masked out."""
+    (B, T, _), device = spliced.embeds.shape, spliced.embeds.device
     positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding
-    mask = positions >= 0
+    mask, places = positions >= 0, positions.clamp(min=0)
     embeds = spliced.embeds[torch.arange(B, device=device)[:, None], positions % T]
-    places = positions.clamp(min=0)
-    cache = DynamicCache(config=llm.config)
-    stops = torch.tensor(stop_ids, device=device)
-    done = torch.zeros(B, dtype=torch.bool, device=device)
+    cache, stops = DynamicCache(config=llm.config), torch.tensor(stop_ids, device=device)
     token = torch.zeros(B, dtype=torch.long, device=device)
+    done = token.bool()
     for step in range(max_new_tokens):
         states = llm.model(
             inputs_embeds=embeds, attention_mask=None if bool(mask.all()) else mask.long(), position_ids=places,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..structures import UserError
 
-HEAD = "lm_head"  # of a language model; like its embeddings it gets no adapter
 _A, _B = "lora_A.default.weight", "lora_B.default.weight"
 
 
@@ -39,24 +38,22 @@ class Lora:
 
 
 def inject(model: nn.Module, lora: Lora) -> None:
-    """Freeze the named modules and put a trainable adapter on every linear layer below them, in place.
-
-    B starts at zero, so the model computes what it did. Raises UserError for a name that the model does not have,
-    that holds no linear layer, or that is given twice."""
+    """Freeze the named modules and put a trainable adapter on every linear layer below them, in place; B starts at 0.
+    Raises UserError for a name that the model does not have, that holds no linear layer, or that is given twice."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
-    modules = dict(model.named_modules())
+    modules, key = dict(model.named_modules()), "config key stage.lora.modules"
     for name in lora.modules:
         if name not in modules:
             there = ", ".join(child for child, _ in model.named_children())
-            raise UserError(f"config key stage.lora.modules: the model has no {name!r}; it has: {there}")
+            raise UserError(f"{key}: the model has no {name!r}; it has: {there}")
         below = dict(modules[name].named_modules())
         if any(n.endswith("base_layer") for n in below):
-            raise UserError(f"config key stage.lora.modules: {name!r} has adapters already; name every module once")
-        linear = [n for n, module in below.items() if isinstance(module, nn.Linear) and n.split(".")[-1] != HEAD]
+            raise UserError(f"{key}: {name!r} has adapters already; name every module once")
+        # The head of a language model, like its embeddings, gets no adapter.
+        linear = [n for n, layer in below.items() if isinstance(layer, nn.Linear) and n.split(".")[-1] != "lm_head"]
         if not all(linear) or not linear:
-            problem = f"below {name!r} is no linear layer; name what is around one"
-            raise UserError(f"config key stage.lora.modules: {problem}")
+            raise UserError(f"{key}: below {name!r} is no linear layer; name what is around one")
         modules[name].requires_grad_(False)
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=linear)
         inject_adapter_in_model(config, modules[name])
@@ -64,16 +61,13 @@ def inject(model: nn.Module, lora: Lora) -> None:
 
 def of_config(config: Mapping[str, Any]) -> Lora | None:
     """The adapters of the run that a config describes."""
-    values = config.get("stage", {}).get("lora")
-    return Lora.parse(values) if values else None
+    return Lora.parse(values) if (values := config.get("stage", {}).get("lora")) else None
 
 
 def merge(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Plain weights: every adapter added to its matrix, in fp32, in the matrix's precision and under its plain name.
-
-    Takes the weights and the config of a run folder; without adapters the weights are returned as they are."""
-    lora = of_config(config)
-    if lora is None:
+    """Plain weights from those and the config of a run folder: every adapter added to its matrix in fp32, in the
+    matrix's precision and under its plain name; without adapters as they are."""
+    if (lora := of_config(config)) is None:
         return dict(tensors)
     merged = {}
     for name, tensor in tensors.items():

@@ -1,6 +1,7 @@
 """Masked-attention decoder: queries look where their last mask was (Mask2Former, arXiv 2112.01527)."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,6 @@ class MaskedCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor) -> Tensor:
         """float[D, Q, C] from queries `x` float[D, Q, C], with their positions, to the pixels of their images.
-
         keys, values: float[I, N, C], projected once however many items share an image. item_image: int64[D]."""
         weights = zip((x, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (F.linear(*each) for each in weights)
@@ -61,15 +61,12 @@ class MaskDecoderLayer(nn.Module):
         self.cross_attn_layer_norm = nn.LayerNorm(channels)
         self.self_attn = SelfAttention(channels, num_heads)
         self.self_attn_layer_norm = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, feedforward)
-        self.fc2 = nn.Linear(feedforward, channels)
+        self.fc1, self.fc2 = nn.Linear(channels, feedforward), nn.Linear(feedforward, channels)
         self.final_layer_norm = nn.LayerNorm(channels)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor, item_image: Tensor, allowed: Tensor
-    ) -> Tensor:
-        """float[D, Q, C] -> float[D, Q, C]; arguments as in the attentions."""
-        x = self.cross_attn_layer_norm(x + self.cross_attn(x + positions, keys, values, item_image, allowed))
+    def forward(self, x: Tensor, positions: Tensor, *pixels: Tensor) -> Tensor:
+        """float[D, Q, C] -> float[D, Q, C]; arguments as in the attentions, `pixels` those of the masked one."""
+        x = self.cross_attn_layer_norm(x + self.cross_attn(x + positions, *pixels))
         x = self.self_attn_layer_norm(x + self.self_attn(x, positions))
         return self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
 
@@ -83,49 +80,42 @@ class MaskDecoder(nn.Module):
         num_levels: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.query_features = nn.Parameter(torch.randn(num_queries, channels) * 0.02)
-        self.query_positions = nn.Parameter(torch.randn(num_queries, channels) * 0.02)
-        self.level_embed = nn.Parameter(torch.randn(num_levels, channels) * 0.02)
+        sizes = (num_queries, num_queries, num_levels)
+        learned = (nn.Parameter(torch.randn(size, channels) * 0.02) for size in sizes)
+        self.query_features, self.query_positions, self.level_embed = learned
         self.layers = nn.ModuleList(MaskDecoderLayer(channels, num_heads, feedforward) for _ in range(depth))
         self.layer_norm = nn.LayerNorm(channels)
         self.mask_embedder = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
             nn.Linear(channels, channels),
         )  # fmt: skip
-        for parameter in self.layers.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        for matrix in (parameter for parameter in self.layers.parameters() if parameter.dim() > 1):
+            nn.init.xavier_uniform_(matrix)
 
     def forward(
         self, levels: Sequence[Tensor], mask_features: Tensor, item_image: Tensor, seg_embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Normalised query states and mask embeddings of D items, both float[L, D, Q, C].
 
-        Args:
-            levels: float[I, C, h, w], coarsest first; block l reads level l modulo their number.
-            mask_features: float[I, C, h0, w0]; mask logits are `mask_embeds @ mask_features`.
-            item_image: int64[D].
-            seg_embeds: float[D, C], added to every query's content; zeros without language."""
-        keys, values, features = [], [], []
+        levels: float[I, C, h, w], coarsest first; block l reads level l modulo their number. item_image: int64[D].
+        mask_features: float[I, C, h0, w0]; mask logits are `mask_embeds @ mask_features`.
+        seg_embeds: float[D, C], added to every query's content; zeros without language."""
+        inputs = []  # of every level: keys, values, mask features of each item
         for level, embed in zip(levels, self.level_embed, strict=True):
             h, w = level.shape[-2:]
             value = level.flatten(2).transpose(1, 2) + embed
-            values.append(value)
-            keys.append(value + sine_positions(h, w, value.shape[-1], value.device).to(value.dtype))
+            key = value + sine_positions(h, w, value.shape[-1], value.device).to(value.dtype)
             # Mask logits are linear in the mask features: the features are resized once, not Q logits each time.
             small = F.interpolate(mask_features.detach(), (h, w), mode="bilinear", align_corners=False)
-            features.append(small.flatten(2)[item_image])
-
+            inputs.append((key, value, small.flatten(2)[item_image]))
         x = self.query_features + seg_embeds[:, None]
-        states, embeds = [], []
-        for block, layer in enumerate(self.layers):
+        states = [self.layer_norm(x)]
+        embeds = [self.mask_embedder(states[0])]
+        for layer, (key, value, features) in zip(self.layers, cycle(inputs), strict=False):
+            with torch.no_grad():
+                allowed = embeds[-1] @ features >= 0  # a mask probability of at least one half
+                allowed |= ~allowed.any(-1, keepdim=True)  # a query that sees nothing sees everything
+            x = layer(x, self.query_positions, key, value, item_image, allowed[:, None])
             states.append(self.layer_norm(x))
             embeds.append(self.mask_embedder(states[-1]))
-            level_index = block % len(levels)
-            with torch.no_grad():
-                allowed = embeds[-1] @ features[level_index] >= 0  # a mask probability of at least one half
-                allowed |= ~allowed.any(-1, keepdim=True)  # a query that sees nothing sees everything
-            x = layer(x, self.query_positions, keys[level_index], values[level_index], item_image, allowed[:, None])
-        states.append(self.layer_norm(x))
-        embeds.append(self.mask_embedder(states[-1]))
         return torch.stack(states), torch.stack(embeds)

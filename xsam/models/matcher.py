@@ -21,9 +21,8 @@ class Matches:
 
 
 def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of masks that are held as id maps, without ever making the masks.
-
-    Equals `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
+    """Bilinear samples of masks that are held as id maps, without ever making the masks. Equals
+    `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
 
     ids: int16[layers, S, S], -1 = none. index: int64[N], the masks. points: float[P, 2] shared by the masks, or
     float[N, P, 2]; (x, y) in [0, 1]."""
@@ -49,16 +48,14 @@ class Matcher:
 
         mask_logits: float[L, Q, P] at the sampled points. targets: float[N, P], the masks at the same points, or
         float[L, N, P]. class_probs: float[L, Q, K + 1]. labels: int64[N]."""
-        points = mask_logits.shape[-1]
-        targets_t = targets.transpose(-1, -2)
+        points, targets_t = mask_logits.shape[-1], targets.transpose(-1, -2)
         # BCE(x, 1) t + BCE(x, 0) (1 - t) = softplus(x) - x t: one softplus and one matmul instead of two of each.
         mask_cost = (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ targets_t) / points
         probs = mask_logits.sigmoid()
         total = probs.sum(-1, keepdim=True) + targets.sum(-1).unsqueeze(-2)
         dice_cost = 1 - (2 * (probs @ targets_t) + 1) / (total + 1)
-        class_cost = -class_probs[..., labels]
-        cost = self.mask_weight * mask_cost + self.class_weight * class_cost + self.dice_weight * dice_cost
-        return cost.clamp(-1e10, 1e10).nan_to_num(0)
+        cost = self.mask_weight * mask_cost - self.class_weight * class_probs[..., labels]
+        return (cost + self.dice_weight * dice_cost).clamp(-1e10, 1e10).nan_to_num(0)
 
     def assign(self, costs: Sequence[Tensor]) -> list[Matches]:
         """Solve all layers of all items after a single copy to the host. Takes float[L, Q, N] of each item."""

@@ -14,7 +14,6 @@ from .deformable import DeformableAttention
 @lru_cache(maxsize=32)
 def sine_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """Sine-cosine position of every cell, float[height * width, channels]: y in the first half, x in the second.
-
     Coordinates count from 1 and are scaled to (0, 2 pi]; sine and cosine alternate; temperature 10000 (DETR,
     arXiv 2005.12872, as Mask2Former uses it)."""
     half = channels // 2
@@ -24,20 +23,15 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device)
         angle = torch.arange(1, size + 1, device=device)[:, None] / (size + 1e-6) * (2 * math.pi) / period
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
 
-    y = axis(height)[:, None].expand(-1, width, -1)
-    x = axis(width)[None].expand(height, -1, -1)
+    y, x = axis(height)[:, None].expand(-1, width, -1), axis(width)[None].expand(height, -1, -1)
     return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
 @lru_cache(maxsize=32)
 def _cell_centres(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """float[S, 2], (x, y) in [0, 1] of the centre of every cell of every level."""
-    centres = []
-    for h, w in shapes:
-        rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in (h, w))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        centres.append(torch.stack([x, y], -1).flatten(0, 1))
-    return torch.cat(centres)
+    axes = [[(torch.arange(n, device=device) + 0.5) / n for n in shape] for shape in shapes]
+    return torch.cat([torch.cartesian_prod(rows, columns).flip(-1) for rows, columns in axes])
 
 
 class PixelDecoderLayer(nn.Module):
@@ -47,8 +41,7 @@ class PixelDecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableAttention(channels, num_heads, num_levels)
         self.self_attn_layer_norm = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, feedforward)
-        self.fc2 = nn.Linear(feedforward, channels)
+        self.fc1, self.fc2 = nn.Linear(channels, feedforward), nn.Linear(feedforward, channels)
         self.final_layer_norm = nn.LayerNorm(channels)
 
     def forward(
@@ -68,14 +61,12 @@ class PixelDecoder(nn.Module):
         feedforward: int = 1024,
     ) -> None:  # fmt: skip
         super().__init__()
-        coarse_first = list(in_channels)[::-1]
-        self.input_projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in coarse_first
-        )
-        self.level_embed = nn.Parameter(torch.zeros(len(coarse_first), channels))
-        self.layers = nn.ModuleList(
-            PixelDecoderLayer(channels, num_heads, feedforward, len(coarse_first)) for _ in range(depth)
-        )
+        coarse_first, num_levels = in_channels[::-1], len(in_channels)
+        projections = (nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(32, channels)) for c in coarse_first)
+        self.input_projections = nn.ModuleList(projections)
+        self.level_embed = nn.Parameter(torch.zeros(num_levels, channels))
+        layers = (PixelDecoderLayer(channels, num_heads, feedforward, num_levels) for _ in range(depth))
+        self.layers = nn.ModuleList(layers)
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], channels, 1, bias=False), nn.GroupNorm(32, channels))
         self.output = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(32, channels), nn.ReLU()
@@ -93,13 +84,11 @@ class PixelDecoder(nn.Module):
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         C, device = tokens.shape[-1], tokens.device
-        positions = torch.cat(
-            [sine_positions(h, w, C, device) + embed for (h, w), embed in zip(shapes, self.level_embed, strict=True)]
-        ).to(tokens.dtype)
+        pairs = zip(shapes, self.level_embed, strict=True)
+        positions = torch.cat([sine_positions(*shape, C, device) + embed for shape, embed in pairs]).to(tokens.dtype)
         references = _cell_centres(shapes, device)
         for layer in self.layers:
             tokens = layer(tokens, positions, references, shapes)
         parts = tokens.split([h * w for h, w in shapes], dim=1)
         levels = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
-        fused = self.output(self.lateral(pyramid[0]) + levels[-1])
-        return self.mask_projection(fused), levels
+        return self.mask_projection(self.output(self.lateral(pyramid[0]) + levels[-1])), levels

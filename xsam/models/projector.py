@@ -8,19 +8,16 @@ from ..structures import UserError
 def pixel_unshuffle(x: Tensor, factor: int = 2) -> Tensor:
     """float[B, h, w, C] -> float[B, h/f, w/f, f*f*C]: the cells of each f x f block side by side, row by row
     (nn.PixelUnshuffle puts the channel first). Raises UserError if f does not divide the grid."""
-    b, h, w, c = x.shape
+    _, h, w, _ = x.shape
     if h % factor or w % factor:
         raise UserError(f"a {h} x {w} feature grid does not fold by {factor}; change image_size")
-    x = x.view(b, h // factor, factor, w // factor, factor, c)
-    return x.transpose(2, 3).reshape(b, h // factor, w // factor, factor * factor * c)
+    return x.unflatten(2, (-1, factor)).unflatten(1, (-1, factor)).transpose(2, 3).flatten(3)
 
 
 def pixel_shuffle_columns_first(x: Tensor, factor: int = 2) -> Tensor:
     """float[B, h, w, f*f*C] -> float[B, h*f, w*f, C]. The order is (column, row, channel): not the inverse of
     `pixel_unshuffle`; the released weights were trained so."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, factor, factor, c // factor**2).permute(0, 1, 4, 2, 3, 5)
-    return x.reshape(b, h * factor, w * factor, -1)
+    return x.unflatten(3, (factor, factor, -1)).permute(0, 1, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
 
 
 class Projector(nn.Module):
@@ -34,6 +31,4 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[.., C] -> float[.., out_channels]; with `unshuffle` float[B, h, w, C] -> float[B, N, ..], row-major."""
-        if self.unshuffle:
-            x = pixel_unshuffle(x).flatten(1, 2)
-        return self.layers(x)
+        return self.layers(pixel_unshuffle(x).flatten(1, 2) if self.unshuffle else x)

@@ -11,11 +11,9 @@ class RegionSampler(nn.Module):
 
     def forward(self, features: Tensor, points: Tensor, region_image: Tensor) -> Tensor:
         """One vector per region, float[R, C], sampled in float32.
-
         features: float[I, N, C], N = g * g tokens, row-major. points: float[R, P, 2], (x, y) in [0, 1], where 0 and 1
         are the centres of the outermost cells. region_image: int64[R]."""
-        n, channels = features.shape[1:]
-        side = math.isqrt(n)
+        channels, side = features.shape[2], math.isqrt(features.shape[1])
         out = features.new_zeros(len(points), channels)
         for image in region_image.unique().tolist():
             rows = region_image == image

@@ -10,6 +10,7 @@ The model never sees a task name. Whatever a task needs (spans, regions, candida
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -35,29 +36,23 @@ class ImageFeatures:
 class XSamModel(nn.Module):
     """The whole model. Stage 1 is built without the language parts, stage 2 without the decoder parts.
 
-    Args:
-        seg_encoder: fine features, see `encoders.SamEncoder`.
-        levels: hidden states of the segmentation encoder that feed the connector, finest branch first.
-        seg_level: its hidden state that feeds the language model.
-        vision_encoder, projector, seg_projector, llm: the language parts.
-        connector, pixel_decoder, mask_decoder, classifier: the decoder parts.
-        phrase_projector: from the language model's width to the decoder's; where both are present."""
+    levels: hidden states of the segmentation encoder that feed the connector, finest branch first. seg_level: the one
+    that feeds the language model. vision_encoder, projector, seg_projector, llm: the language parts. connector,
+    pixel_decoder, mask_decoder, classifier: the decoder parts. phrase_projector: from the language model's width to the
+    decoder's; where both are present."""
 
     def __init__(
         self, *, seg_encoder: Encoder, levels: Sequence[int] = (12, 18, 24), seg_level: int = 23,
-        vision_encoder: Encoder | None = None, projector: nn.Module | None = None,
-        seg_projector: nn.Module | None = None, llm: PreTrainedModel | None = None,
-        connector: nn.Module | None = None, pixel_decoder: nn.Module | None = None,
-        mask_decoder: nn.Module | None = None, classifier: nn.Module | None = None,
+        vision_encoder: Encoder | None = None, projector: nn.Module | None = None, llm: PreTrainedModel | None = None,
+        seg_projector: nn.Module | None = None, connector: nn.Module | None = None, classifier: nn.Module | None = None,
+        pixel_decoder: nn.Module | None = None, mask_decoder: nn.Module | None = None,
         phrase_projector: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.levels, self.seg_level = tuple(levels), seg_level
-        self.seg_encoder, self.vision_encoder = seg_encoder, vision_encoder
-        self.projector, self.seg_projector = projector, seg_projector
-        self.region_sampler = RegionSampler()
-        self.llm, self.phrase_projector = llm, phrase_projector
-        self.connector, self.pixel_decoder = connector, pixel_decoder
+        self.seg_encoder, self.vision_encoder, self.projector = seg_encoder, vision_encoder, projector
+        self.seg_projector, self.region_sampler, self.llm = seg_projector, RegionSampler(), llm
+        self.phrase_projector, self.connector, self.pixel_decoder = phrase_projector, connector, pixel_decoder
         self.mask_decoder, self.classifier = mask_decoder, classifier
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "XSamModel":
@@ -77,22 +72,19 @@ class XSamModel(nn.Module):
     def forward(self, batch: Batch, features: ImageFeatures | None = None) -> ModelOutput:
         """Read the text, decode the masks. `features`: of the images, where they are already known."""
         asked = len(batch.items)
-        if self.training:
-            batch = self._complete(batch)
+        batch = self._complete(batch) if self.training else batch
         features = features or self.encode(batch)
-        empty = features.mask_features.new_zeros
+        items, C, empty = batch.items, features.mask_features.shape[1], features.mask_features.new_zeros
         text_logits, text_targets = empty(0, 0), batch.labels.new_zeros(0)
-        C = features.mask_features.shape[1]
-        seg_embeds, spans = empty(len(batch.items), C), empty(0, C)
+        seg_embeds, spans = empty(len(items), C), empty(0, C)
         if self.llm is not None and batch.input_ids.shape[1]:
             spliced = self.splice(batch, features)
             hidden = self.llm.model(inputs_embeds=spliced.embeds, use_cache=False).last_hidden_state
             text_logits, text_targets = supervised_logits(self.llm, hidden, spliced, batch.labels)
-            if len(batch.items) and self.phrase_projector is not None:
+            if len(items) and self.phrase_projector is not None:
                 spans, seg_embeds = self.conditions(batch, hidden, spliced.positions)
-        mask_embeds = class_logits = empty(0, len(batch.items), 0, 0)
-        if len(batch.items) and self.mask_decoder is not None and self.classifier is not None:
-            items = batch.items
+        mask_embeds = class_logits = empty(0, len(items), 0, 0)
+        if len(items) and self.mask_decoder is not None and self.classifier is not None:
             states, mask_embeds = self.mask_decoder(features.levels, features.mask_features, items.image, seg_embeds)
             padded = torch.cat([spans, spans.new_zeros(1, C)])  # candidate -1 is the row of zeros
             class_logits = self.classifier(states, padded[items.candidates], items.candidates >= 0)
@@ -101,17 +93,15 @@ class XSamModel(nn.Module):
             idle = 0 * (mask_embeds.sum() + class_logits.sum() + features.mask_features.sum())
         return ModelOutput(
             text_logits=text_logits, text_targets=text_targets, mask_embeds=mask_embeds,
-            mask_features=features.mask_features, class_logits=class_logits, item_image=batch.items.image, idle=idle,
+            mask_features=features.mask_features, class_logits=class_logits, item_image=items.image, idle=idle,
         )  # fmt: skip
 
     def _complete(self, batch: Batch) -> Batch:
-        """Add a black image to a batch without one, and an item to a batch without a `<SEG>`.
-
-        So every training step runs every part, on every rank: ZeRO-3 would otherwise wait for parameters that another
-        rank does not gather, or step with the gradients of the step before."""
+        """Add a black image to a batch without one, and an item to a batch without a `<SEG>`: so every training step
+        runs every part, on every rank. ZeRO-3 would otherwise wait for parameters that another rank does not gather, or
+        step with the gradients of the step before."""
         if not len(batch.seg_pixel_values):
-            side = self.seg_encoder.image_size
-            seen = self.vision_encoder.image_size if self.vision_encoder is not None else 0
+            side, seen = self.seg_encoder.image_size, getattr(self.vision_encoder, "image_size", 0)
             batch = replace(
                 batch, pixel_values=batch.pixel_values.new_zeros(1, 3, seen, seen),
                 seg_pixel_values=batch.seg_pixel_values.new_zeros(1, 3, side, side),
@@ -132,9 +122,8 @@ class XSamModel(nn.Module):
         tokens = seg_tokens = mask_features = seg_pixels.new_zeros(len(seg_pixels), 0, 0)
         levels: list[Tensor] = []
         if self.seg_projector and self.vision_encoder and self.projector and len(seg_pixels):
-            pixels = normalize(batch.pixel_values, self.vision_encoder)
             with torch.set_grad_enabled(_learns(self.vision_encoder)):
-                vision = self.vision_encoder(pixels)
+                vision = self.vision_encoder(normalize(batch.pixel_values, self.vision_encoder))
             seg_tokens = self.seg_projector(maps[-1])
             tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
         if self.connector is not None and self.pixel_decoder is not None and len(batch.items):
@@ -146,8 +135,8 @@ class XSamModel(nn.Module):
         """Token embeddings with image and region features in place."""
         assert self.llm is not None
         regions = self.region_sampler(features.seg_tokens, batch.region_points, batch.region_image)
-        embed_tokens = self.llm.get_input_embeddings()
-        return splice(embed_tokens, batch.input_ids, batch.lengths, features.tokens, batch.image_index, regions)
+        table = self.llm.get_input_embeddings()
+        return splice(table, batch.input_ids, batch.lengths, features.tokens, batch.image_index, regions)
 
     def conditions(self, batch: Batch, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Condition embeddings float[S, C] of all spans of the batch (the mean over a span's projected states, tags
@@ -159,8 +148,7 @@ class XSamModel(nn.Module):
         counts = batch.span_ids.amax(1).clamp(min=-1) + 1
         first = counts.cumsum(0) - counts  # flat number of each row's first span
         spans = first[rows] + batch.span_ids[rows, columns]
-        projected = self.phrase_projector(hidden[rows, positions[rows, columns]])
-        total = int(counts.sum())
+        projected, total = self.phrase_projector(hidden[rows, positions[rows, columns]]), int(counts.sum())
         sizes = torch.bincount(spans, minlength=total).clamp(min=1).to(projected.dtype)
         means = projected.new_zeros(total, projected.shape[-1]).index_add(0, spans, projected) / sizes[:, None]
         is_seg = batch.seg_ids[batch.items.sample] == batch.items.seg[:, None]  # [D, T]
@@ -175,8 +163,7 @@ class XSamModel(nn.Module):
         assert self.llm is not None
         steps = list(decode(self.llm, self.splice(batch, features or self.encode(batch)), max_new_tokens, stop_ids))
         answers = torch.stack(steps, 1).tolist()
-        ends = [next((i for i, token in enumerate(a) if token in stop_ids), len(a)) for a in answers]
-        return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+        return [list(takewhile(lambda token: token not in stop_ids, answer)) for answer in answers]
 
 
 def _learns(module: nn.Module) -> bool:
@@ -194,8 +181,7 @@ def normalize(pixels: Tensor, encoder: Encoder, sizes: Tensor | None = None) -> 
     mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (encoder.mean, encoder.std))
     images = (pixels.float() / 255 - mean) / std
     if sizes is not None:
-        H, W = images.shape[-2:]
-        rows = torch.arange(H, device=pixels.device) < sizes[:, 0, None]
-        columns = torch.arange(W, device=pixels.device) < sizes[:, 1, None]
+        axes = zip(images.shape[-2:], sizes.T[..., None], strict=True)
+        rows, columns = (torch.arange(n, device=pixels.device) < size for n, size in axes)
         images = images * (rows[:, :, None] & columns[:, None, :])[:, None]
     return images.to(dtype)

@@ -79,9 +79,8 @@ class Task(ABC):
 
     def turn(self, rng: np.random.Generator, start: str = "<image>\n", **words: str) -> Turn:
         """A question and its answer, drawn in training, the first of each in evaluation; `words` fill their gaps."""
-        question, answer = self.questions[0], self.answers[0]
-        if self.train:
-            question, answer = choose(self.questions, rng), choose(self.answers, rng)
+        texts = self.questions, self.answers
+        question, answer = (choose(some, rng) if self.train else some[0] for some in texts)
         return Turn(start + question.format(**words), answer.format(**words))
 
 
@@ -93,5 +92,4 @@ def choose(options: Sequence[str], rng: np.random.Generator) -> str:
 def united(prediction: Prediction, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """The predicted masks and the true ones, each united, bool[H, W]."""
     truth = np.any(sample.masks.ids >= 0, axis=0)
-    found = [decode_rle(segment.segmentation) for segment in prediction.segments]
-    return np.any([np.zeros_like(truth), *found], axis=0), truth
+    return np.any([np.zeros_like(truth), *(decode_rle(s.segmentation) for s in prediction.segments)], axis=0), truth

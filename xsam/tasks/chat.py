@@ -18,22 +18,17 @@ class Chat(Task):
     name = "chat"
     generates = may_be_empty = True
     data: Conversations
-    export = staticmethod(submission.texts)
+    export, metric = staticmethod(submission.texts), staticmethod(ChoiceScore)
 
     def __init__(self, *, data: Conversations, train: bool = False, max_new_tokens: int = 32) -> None:
-        self.data, self.train, self.max_new_tokens = data, train, max_new_tokens
-        self.lengths = data.lengths
+        self.data, self.train, self.max_new_tokens, self.lengths = data, train, max_new_tokens, data.lengths
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]
-        turns = record.turns if self.train else record.turns[:1]
-        return Sample(id=record.id, image=record.image, turns=turns)
+        return Sample(id=record.id, image=record.image, turns=record.turns if self.train else record.turns[:1])
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
         return Prediction(id=sample.id, text=text, failed=not text)
-
-    def metric(self) -> ChoiceScore:
-        return ChoiceScore()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         said, expected = (normalize_answer(text) for text in (prediction.text, sample.turns[0].answer))

@@ -19,7 +19,7 @@ from ..metrics.base import Metric
 from ..metrics.detection import InstanceAP
 from ..metrics.panoptic import PanopticQuality
 from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU
-from ..structures import BadSample, ItemOutput, Prediction, Sample, Turn, UserError
+from ..structures import BadSample, ItemOutput, Prediction, Sample, UserError
 from .base import Task
 
 QUESTIONS = (
@@ -40,54 +40,45 @@ class GenericSegmentation(Task):
         closed_set: no text; labels are class indices (stage 1).
         train: categories come shuffled.
         partial: share of the training samples whose list leaves out some of the absent categories.
-        max_categories: most names in a training sample's list, for long vocabularies; what the image shows always
-            stays. 0 = all."""
+        max_categories: most names in a training sample's list, 0 = all; what the image shows always stays."""
 
     name = "generic"
     data: CocoPanoptic | CocoInstances | LabelMaps
 
-    def __init__(
-        self, *, data: CocoPanoptic | CocoInstances | LabelMaps, instances: CocoInstances | None = None,
-        metric: str = "", closed_set: bool = False, train: bool = False, partial: float = 0.5, max_categories: int = 0,
-        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
-        self.data, self.instances = data, instances
+    def __init__(self, *, data: CocoPanoptic | CocoInstances | LabelMaps, instances: CocoInstances | None = None,
+                 metric: str = "", closed_set: bool = False, train: bool = False, partial: float = 0.5,
+                 max_categories: int = 0, questions: Sequence[str] = QUESTIONS,
+                 answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
+        self.data, self.instances, self.categories = data, instances, data.categories
         self.kind, self.closed_set, self.train = metric or data.metrics[0], closed_set, train
-        self.partial, self.max_categories = partial, max_categories
-        self.questions, self.answers = questions, answers
-        self.categories = data.categories
+        self.partial, self.max_categories, self.questions, self.answers = partial, max_categories, questions, answers
         self.column: dict[int | str, int] = {category.id: i for i, category in enumerate(self.categories)}
         self.things = {category.id for category in self.categories if category.is_thing}
-        if self.kind not in self.data.metrics:
-            reader = type(self.data).__name__
-            raise UserError(f"metric={self.kind!r}: {reader} can be scored by {', '.join(self.data.metrics)} only")
+        if self.kind not in data.metrics:
+            possible = f"{type(data).__name__} can be scored by {', '.join(data.metrics)} only"
+            raise UserError(f"metric={self.kind!r}: {possible}")
         if self.kind == "instance" and not self.things:
             raise UserError("metric='instance': no category of this dataset is a thing")
         if self.kind == "semantic" and len(self.categories) > IGNORE:
             raise UserError(f"metric='semantic': {len(self.categories)} categories are more than {IGNORE}")
-        if self.instances is not None and (unasked := {c.id for c in self.instances.categories} - self.things):
-            raise UserError(f"{self.instances.path}: category {min(unasked)} is not a thing of `data`")
-        if self.instances is not None and (strays := self.instances.strays):
-            raise UserError(f"{self.instances.path}: {strays[0]} is on no image; as the truth it would be missed")
+        if instances is not None and (unasked := {c.id for c in instances.categories} - self.things):
+            raise UserError(f"{instances.path}: category {min(unasked)} is not a thing of `data`")
+        if instances is not None and (strays := instances.strays):
+            raise UserError(f"{instances.path}: {strays[0]} is on no image; as the truth it would be missed")
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         shown = self.data.segments(index)
-        truth: dict[str, Any] = {"shown": shown}
-        if self.kind == "instance" and not self.train:
-            truth["instances"] = self._true_instances(shown)
+        truth = self._true_instances(shown) if self.kind == "instance" and not self.train else []
         targets = np.flatnonzero(~np.array(shown.crowd, bool))
         wanted = [shown.category_ids[i] for i in targets]
         listed = self._listed(set(wanted), rng)
         column = {category.id: i for i, category in enumerate(listed)}
-        turns: tuple[Turn, ...] = ()
-        if not self.closed_set:
-            categories = ", ".join(f"<p>{clean_name(category.name)}</p>" for category in listed)
-            turns = (self.turn(rng, categories=categories),)
-        return Sample(
-            id=shown.image_id, image=shown.image, turns=turns, masks=select(shown.masks, targets),
-            labels=np.array([column[id] for id in wanted], np.int64), mask_segs=np.zeros(len(wanted), np.int64),
-            truth=truth,
-        )  # fmt: skip
+        categories = ", ".join(f"<p>{clean_name(category.name)}</p>" for category in listed)
+        turns = () if self.closed_set else (self.turn(rng, categories=categories),)
+        return Sample(id=shown.image_id, image=shown.image, turns=turns, masks=select(shown.masks, targets),
+                      labels=np.array([column[id] for id in wanted], np.int64),
+                      mask_segs=np.zeros(len(wanted), np.int64),
+                      truth={"shown": shown, "instances": truth})  # fmt: skip
 
     def _listed(self, present: set[int], rng: np.random.Generator) -> list[Category]:
         """The categories in the order of the question: all, or in training those that are there and some others."""
@@ -128,21 +119,17 @@ class GenericSegmentation(Task):
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         shown: ImageSegments = sample.truth["shown"]
-        ids = shown.masks.ids[0]
+        ids, labels = shown.masks.ids[0], [segment.label for segment in prediction.segments]
         if self.kind == "instance":
             predicted = [{"category": p.label, "rle": p.segmentation, "score": p.score} for p in prediction.segments]
             metric.update(sample.id, ids.shape, sample.truth["instances"], predicted)
-            return
-        painted = submission.painted(prediction, sample)
-        if self.kind == "panoptic":
-            metric.update(
-                painted, dict(enumerate((segment.label for segment in prediction.segments), start=1)),
-                ids + 1, dict(enumerate(shown.category_ids, start=1)), set(np.flatnonzero(shown.crowd) + 1),
-            )  # fmt: skip
-            return
-        true_column = np.array([*(self.column[id] for id in shown.category_ids), IGNORE])  # -1, nothing, is the last
-        found = np.array([NOTHING, *(self.column[segment.label] for segment in prediction.segments)])
-        metric.update(found[painted], true_column[ids])
+        elif self.kind == "panoptic":
+            metric.update(submission.painted(prediction, sample), dict(enumerate(labels, 1)), ids + 1,
+                          dict(enumerate(shown.category_ids, 1)), set(np.flatnonzero(shown.crowd) + 1))  # fmt: skip
+        else:
+            true_column = np.array([*(self.column[id] for id in shown.category_ids), IGNORE])  # -1, nothing, is last
+            found = np.array([NOTHING, *(self.column[label] for label in labels)])
+            metric.update(found[submission.painted(prediction, sample)], true_column[ids])
 
     def _true_instances(self, shown: ImageSegments) -> list[dict[str, Any]]:
         if self.instances is None:
@@ -155,16 +142,12 @@ class GenericSegmentation(Task):
             items = record.annotations
             masks = [read_mask(i.segmentation, height, width, f"annotation {i.id}", empty=True) for i in items]
             rows = [(mask, i.category_id, i.is_crowd, i.area) for mask, i in zip(masks, items, strict=True)]
-        return [
-            {"category": id, "rle": encode_rle(mask), "crowd": crowd, "area": area}
-            for mask, id, crowd, area in rows
-            if id in self.things
-        ]
+        return [{"category": id, "rle": encode_rle(mask), "crowd": crowd, "area": area}
+                for mask, id, crowd, area in rows if id in self.things]  # fmt: skip
 
 
-def segments(
-    output: ItemOutput, kind: str, things: Sequence[bool], score: float = 0.0
-) -> Iterator[tuple[Tensor, int, float]]:
+def segments(output: ItemOutput, kind: str, things: Sequence[bool],
+             score: float = 0.0) -> Iterator[tuple[Tensor, int, float]]:  # fmt: skip
     """Mask bool[H, W], column and score of each segment of one kind of answer.
 
     things: of each column whether it is one. score: least class probability, which a semantic answer does not have."""

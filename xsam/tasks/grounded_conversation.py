@@ -16,18 +16,12 @@ from ..metrics.grounded_caption import GroundedCaptionScore
 from ..structures import ItemOutput, Prediction, Sample, Segment
 from .base import Task
 
-QUESTIONS = (
-    "Describe this image briefly and give the masks of what you mention, phrase by phrase.",
-    "What is in this image? Mark the things in your description and segment them.",
-    "Write a short caption whose phrases are tied to masks.",
-    "Please tell me what you see, with a segmentation mask for each phrase that names it.",
-)
-ANSWERS = (
-    "{caption} <SEG>.",
-    "{caption} Here they are: <SEG>.",
-    "{caption} The masks are <SEG>.",
-    "{caption} It looks like this: <SEG>.",
-)
+QUESTIONS = ("Describe this image briefly and give the masks of what you mention, phrase by phrase.",
+             "What is in this image? Mark the things in your description and segment them.",
+             "Write a short caption whose phrases are tied to masks.",
+             "Please tell me what you see, with a segmentation mask for each phrase that names it.")  # fmt: skip
+ANSWERS = ("{caption} <SEG>.", "{caption} Here they are: <SEG>.", "{caption} The masks are <SEG>.",
+           "{caption} It looks like this: <SEG>.")  # fmt: skip
 
 
 class GroundedConversation(Task):
@@ -40,10 +34,8 @@ class GroundedConversation(Task):
     generates = True
     data: GrandF | GcgPairs
 
-    def __init__(
-        self, *, data: GrandF | GcgPairs, train: bool = False, max_new_tokens: int = 512, similarity: str = "",
-        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, data: GrandF | GcgPairs, train: bool = False, max_new_tokens: int = 512, similarity: str = "",
+                 questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
         self.data, self.train, self.max_new_tokens, self.similarity = data, train, max_new_tokens, similarity
         self.questions, self.answers = questions, answers
 
@@ -51,20 +43,16 @@ class GroundedConversation(Task):
         record = self.data[index]
         masks = record.masks()
         truth = {"image_id": record.image_id, "caption": record.caption, "labels": record.labels}
-        return Sample(
-            id=self.id(index), image=record.image, turns=(self.turn(rng, caption=marked(record)),), masks=pack(masks),
-            labels=np.array(record.owners or range(len(masks)), np.int64), mask_segs=np.zeros(len(masks), np.int64),
-            truth={} if self.train else truth,
-        )  # fmt: skip
+        return Sample(id=self.id(index), image=record.image, turns=(self.turn(rng, caption=marked(record)),),
+                      masks=pack(masks), labels=np.array(record.owners or range(len(masks)), np.int64),
+                      mask_segs=np.zeros(len(masks), np.int64), truth={} if self.train else truth)  # fmt: skip
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        parsed = parse(text)
-        phrases = parsed[1] if parsed else ()
+        _, phrases = parse(text) or ("", ())
         if len(outputs) != 1 or not phrases or outputs[0].class_logits.shape[1] != len(phrases) + 1:
             return Prediction(id=sample.id, text=text, failed=True)
-        found = (best_mask(outputs[0], column=column) for column in range(len(phrases)))
-        rows = zip(phrases, found, strict=True)
-        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), phrase, score) for phrase, (mask, score) in rows)
+        found = ((phrase, *best_mask(outputs[0], column=column)) for column, phrase in enumerate(phrases))
+        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), phrase, score) for phrase, mask, score in found)
         return Prediction(id=sample.id, text=text, segments=segments)
 
     def metric(self) -> GroundedCaptionScore:
@@ -78,20 +66,16 @@ class GroundedConversation(Task):
         path.write_text(json.dumps(answers))
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        metric.update(
-            sample.id, sample.masks.ids.shape[1:], **_said(prediction), true_captions=[sample.truth["caption"]],
-            true_phrases=sample.truth["labels"], true_masks=[encode_rle(mask) for mask in unpack(sample.masks)],
-        )  # fmt: skip
+        metric.update(sample.id, sample.masks.ids.shape[1:], **_said(prediction),
+                      true_captions=[sample.truth["caption"]], true_phrases=sample.truth["labels"],
+                      true_masks=[encode_rle(mask) for mask in unpack(sample.masks)])  # fmt: skip
 
 
 def _said(prediction: Prediction) -> dict[str, Any]:
     """Caption, phrases and masks of an answer."""
     parsed = None if prediction.failed else parse(prediction.text)
-    return {
-        "caption": parsed[0] if parsed else "",
-        "phrases": [str(segment.label) for segment in prediction.segments],
-        "masks": [segment.segmentation for segment in prediction.segments],
-    }
+    return {"caption": parsed[0] if parsed else "", "phrases": [str(segment.label) for segment in prediction.segments],
+            "masks": [segment.segmentation for segment in prediction.segments]}  # fmt: skip
 
 
 def marked(record: GroundedCaption) -> str:
@@ -115,8 +99,7 @@ def parse(answer: str) -> tuple[str, tuple[str, ...]] | None:
     if answer.count("<SEG>") != 1 or tags != ["<p>", "</p>"] * (len(tags) // 2):
         return None
     phrases = re.findall(r"<p>(.*?)</p>", answer, re.DOTALL)
-    sentences = re.split(r"(?<=[.!?])\s+", answer)
-    kept = [sentence for sentence in sentences if "<SEG>" not in sentence or "p>" in sentence]
+    kept = [part for part in re.split(r"(?<=[.!?])\s+", answer) if "<SEG>" not in part or "p>" in part]
     caption = re.sub(r"</?p>|<SEG>\W*", " ", " ".join(kept))
     caption = re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", caption))
     return caption.strip(), tuple(phrase.strip() for phrase in phrases)

@@ -17,12 +17,9 @@ from ..metrics.iou import ReferringIoU
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
 from .base import Task, choose, united
 
-QUESTIONS = (
-    "Can you segment the object at {region} in this image?",
-    "Which object is marked by {region}? Show me its mask.",
-    "Please outline what {region} points to.",
-    "Segment {region}.",
-)
+QUESTIONS = ("Can you segment the object at {region} in this image?",
+             "Which object is marked by {region}? Show me its mask.", "Please outline what {region} points to.",
+             "Segment {region}.")  # fmt: skip
 ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
 
 
@@ -40,19 +37,15 @@ class InteractiveSegmentation(Task):
 
     name = "interactive"
     data: CocoVgd
+    metric = staticmethod(InteractiveIoU)
 
-    def __init__(
-        self, *, data: CocoVgd, prompt: str = "", train: bool = False,
-        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, data: CocoVgd, prompt: str = "", train: bool = False, questions: Sequence[str] = QUESTIONS,
+                 answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
         self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.questions, self.answers = questions, answers
-        if train:
-            return
-        rows: list[tuple[int, int]] = []  # record and instance; a record that cannot be used stands there once
-        for i, record in data.usable():
-            rows += [(i, j) for j in record.having(*self.kinds)] if record else [(i, 0)]
-        self.rows = np.array(rows, np.int64).reshape(-1, 2)
+        if not train:  # record and instance; a record that cannot be used stands there once
+            rows = [(i, j) for i, record in data.usable() for j in (record.having(*self.kinds) if record else [0])]
+            self.rows = np.array(rows, np.int64).reshape(-1, 2)
 
     def id(self, index: int) -> str:
         if self.train:
@@ -63,18 +56,14 @@ class InteractiveSegmentation(Task):
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         i, j = (index, -1) if self.train else self.rows[index]
         record = self.data[i]
-        if self.train:
-            objects = record.having(*self.kinds)
-            if not objects:
-                raise BadSample(f"{self.data.path}: image {record.image_id}: no object has a visual prompt")
-            j = int(rng.choice(objects))
-        target = record.instances[j]
+        if self.train and not (objects := record.having(*self.kinds)):
+            raise BadSample(f"{self.data.path}: image {record.image_id}: no object has a visual prompt")
+        target = record.instances[int(rng.choice(objects)) if self.train else j]
         kind = choose([kind for kind in self.kinds if kind in target.prompts], rng)
-        return Sample(
-            id=self.id(index), image=record.image, turns=(self.turn(rng, region="<p><region></p>"),),
-            masks=pack(record.mask(target)[None]), labels=np.zeros(1, np.int64), mask_segs=np.zeros(1, np.int64),
-            regions=(Region(self.data.prompt(record, target, kind)),),
-        )  # fmt: skip
+        return Sample(id=self.id(index), image=record.image, turns=(self.turn(rng, region="<p><region></p>"),),
+                      masks=pack(record.mask(target)[None]), labels=np.zeros(1, np.int64),
+                      mask_segs=np.zeros(1, np.int64),
+                      regions=(Region(self.data.prompt(record, target, kind)),))  # fmt: skip
 
     def found(self, output: ItemOutput, sample: Sample) -> list[tuple[Tensor, int | str, float]]:
         """Of the masks with a score of 0.5 or the highest, the one with the highest score x `agreement`."""
@@ -86,9 +75,6 @@ class InteractiveSegmentation(Task):
         fit = agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.kinds[0])
         best = int((scores * fit).argmax())
         return [(masks[best], "", scores[best].item())]
-
-    def metric(self) -> InteractiveIoU:
-        return InteractiveIoU()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample))

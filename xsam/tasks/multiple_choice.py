@@ -26,11 +26,10 @@ class MultipleChoice(Task):
     data: TsvQuestions
     export = staticmethod(submission.texts)
 
-    def __init__(
-        self, *, data: TsvQuestions, train: bool = False, measure: str = "accuracy",
-        sums: Mapping[str, Sequence[str]] | None = None, letter: str = "Answer with the letter of the right option.",
-        yes_no: str = "Answer yes or no.",
-    ) -> None:  # fmt: skip
+    def __init__(self, *, data: TsvQuestions, train: bool = False, measure: str = "accuracy",
+                 sums: Mapping[str, Sequence[str]] | None = None,
+                 letter: str = "Answer with the letter of the right option.",
+                 yes_no: str = "Answer yes or no.") -> None:  # fmt: skip
         if measure not in MEASURES:
             raise UserError(f"measure={measure!r} is unknown; multiple choice has {', '.join(MEASURES)}")
         self.data, self.train, self.measure, self.sums = data, train, measure, sums or {}

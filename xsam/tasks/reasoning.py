@@ -11,18 +11,10 @@ from ..metrics.iou import ReferringIoU
 from ..structures import BadSample, Prediction, Sample, Turn, UserError
 from .base import Task, choose, united
 
-SHORT = (
-    "Which part of the image is {phrase}? Mark it.",
-    "Please segment {phrase}.",
-    "Look for {phrase} and give me the mask.",
-    "Find {phrase} and show its outline.",
-)
-LONG = (
-    "{phrase} Please answer with a mask.",
-    "{phrase} Show me where in the image.",
-    "{phrase} Segment what is meant.",
-    "{phrase} Mark it.",
-)
+SHORT = ("Which part of the image is {phrase}? Mark it.", "Please segment {phrase}.",
+         "Look for {phrase} and give me the mask.", "Find {phrase} and show its outline.")  # fmt: skip
+LONG = ("{phrase} Please answer with a mask.", "{phrase} Show me where in the image.",
+        "{phrase} Segment what is meant.", "{phrase} Mark it.")  # fmt: skip
 WHY = ("Explain your answer too.", "Give the reason as well.", "Tell me why.")
 ANSWERS = ("<SEG>.", "It is <SEG>.", "This is the mask: <SEG>.", "I found it: <SEG>.")
 KINDS = {"all": None, "short": False, "long": True}  # -> `is_sentence`
@@ -40,12 +32,11 @@ class ReasoningSegmentation(Task):
 
     name = "reasoning"
     data: ReasonSeg
+    metric = staticmethod(ReferringIoU)
 
-    def __init__(
-        self, *, data: ReasonSeg, train: bool = False, questions: str = "all", explained: float = 0.5,
-        short: Sequence[str] = SHORT, long: Sequence[str] = LONG, why: Sequence[str] = WHY,
-        answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, data: ReasonSeg, train: bool = False, questions: str = "all", explained: float = 0.5,
+                 short: Sequence[str] = SHORT, long: Sequence[str] = LONG, why: Sequence[str] = WHY,
+                 answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
         if questions not in KINDS:
             raise UserError(f"questions={questions!r} is unknown; reasoning segmentation has {', '.join(KINDS)}")
         self.data, self.train, self.explained = data, train, explained
@@ -69,14 +60,9 @@ class ReasoningSegmentation(Task):
                 question, answer = f"{question} {choose(self.why, rng)}", f"{record.explanation} {answer}"
         labels = record.labels()
         turn = Turn("<image>\n" + question.format(phrase=f"<p>{text}</p>"), answer)
-        return Sample(
-            id=record.id, image=record.image, turns=(turn,), masks=pack(labels[None] == 1),
-            labels=np.zeros(1, np.int64), mask_segs=np.zeros(1, np.int64), shared_candidates=True,
-            truth={"ignore": labels == 255},
-        )  # fmt: skip
-
-    def metric(self) -> ReferringIoU:
-        return ReferringIoU()
+        return Sample(id=record.id, image=record.image, turns=(turn,), masks=pack(labels[None] == 1),
+                      labels=np.zeros(1, np.int64), mask_segs=np.zeros(1, np.int64), shared_candidates=True,
+                      truth={"ignore": labels == 255})  # fmt: skip
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample), sample.truth["ignore"], failed=prediction.failed)

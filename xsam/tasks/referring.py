@@ -14,12 +14,8 @@ from ..metrics.iou import ReferringIoUByKind
 from ..structures import BadSample, ItemOutput, Prediction, Sample
 from .base import Task, choose, united
 
-QUESTIONS = (
-    "Can you segment {phrase} in this image?",
-    "Where is {phrase}? Show me its mask.",
-    "Please find and outline {phrase}.",
-    "Highlight {phrase}.",
-)
+QUESTIONS = ("Can you segment {phrase} in this image?", "Where is {phrase}? Show me its mask.",
+             "Please find and outline {phrase}.", "Highlight {phrase}.")  # fmt: skip
 ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
 
 
@@ -38,13 +34,12 @@ class ReferringSegmentation(Task):
 
     name = "referring"
     data: Expressions
+    metric = staticmethod(ReferringIoUByKind)
 
-    def __init__(
-        self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0, max_turns: int = 5,
-        questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
-        self.data = data
-        self.train, self.several, self.absent, self.max_turns = train, several, absent, max_turns
+    def __init__(self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0,
+                 max_turns: int = 5, questions: Sequence[str] = QUESTIONS,
+                 answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
+        self.data, self.train, self.several, self.absent, self.max_turns = data, train, several, absent, max_turns
         self.questions, self.answers, self.may_be_empty = questions, answers, several
         self.rows = None if train else data.questions()
 
@@ -52,29 +47,25 @@ class ReferringSegmentation(Task):
         return self.data.id(index) if self.train else self.data.id(*self.rows[index].tolist())
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        truth: dict[str, str] = {}
         if self.train:
             image = self.data[index]
             asked = self._drawn(image, rng)
             if rng.random() < self.absent:
                 asked += self._foreign(index, image, rng)
-            truth = {}
         else:
-            image, asked, kind = self._asked(index)
-            truth = {"kind": kind}
+            image, asked, truth["kind"] = self._asked(index)
         turns = [self.turn(rng, "" if n else "<image>\n", phrase=f"<p>{p}</p>") for n, (p, _) in enumerate(asked)]
         masks = [meant for _, meant in asked]
         numbers = np.repeat(np.arange(len(asked)), [len(meant) for meant in masks])
-        return Sample(
-            id=self.id(index), image=image.image, turns=tuple(turns), masks=pack(np.concatenate(masks)),
-            labels=numbers, mask_segs=numbers, shared_candidates=True, truth=truth,
-        )  # fmt: skip
+        return Sample(id=self.id(index), image=image.image, turns=tuple(turns), masks=pack(np.concatenate(masks)),
+                      labels=numbers, mask_segs=numbers, shared_candidates=True, truth=truth)  # fmt: skip
 
     def _asked(self, index: int) -> tuple[ReferredImage, list[tuple[str, np.ndarray]], str]:
         row, number, sentence = self.rows[index].tolist()
         image = self.data[row]
         expression = image.expressions[number]
-        asked = [(expression.sentences[sentence], image.masks(expression.objects))]
-        return image, asked, expression.kinds[sentence]
+        return image, [(expression.sentences[sentence], image.masks(expression.objects))], expression.kinds[sentence]
 
     def _drawn(self, image: ReferredImage, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
         """Some expressions of an image with their masks: no phrase twice, nor two phrases for the same objects, which
@@ -101,9 +92,6 @@ class ReferringSegmentation(Task):
             return super().found(output, sample)
         mask, score = above_background(output)
         return [(mask, "", score)] if mask.any() else []
-
-    def metric(self) -> ReferringIoUByKind:
-        return ReferringIoUByKind()
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample), sample.truth["kind"], failed=prediction.failed)

@@ -15,12 +15,10 @@ from ..metrics.detection import InstanceAP
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
 from .base import Task, choose
 
-QUESTIONS = (
-    "Segment everything of the same kind as {regions}.",
-    "Here are some regions: {regions}. Please mark every object that is what one of them shows.",
-    "Each of {regions} shows a kind of object. Find all objects of these kinds.",
-    "Where is more of what you see in {regions}? Give me the masks.",
-)
+QUESTIONS = ("Segment everything of the same kind as {regions}.",
+             "Here are some regions: {regions}. Please mark every object that is what one of them shows.",
+             "Each of {regions} shows a kind of object. Find all objects of these kinds.",
+             "Where is more of what you see in {regions}? Give me the masks.")  # fmt: skip
 ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
 
 
@@ -30,41 +28,34 @@ class VisualGrounding(Task):
     Training: all classes that the image shows are asked for, in every second sample up to `negatives` others too, in
     random order. A region may be drawn on any image of the contrast group (see `Sample.slots`).
 
-    Evaluation: the classes with an instance that has a prompt of the kind, in the order of their ids, each shown by one
-    of these instances, which the sample id decides. They alone are the truth, as in X-SAM's benchmark (arXiv
-    2508.04655).
+    Evaluation: the classes with an instance that has a prompt of the kind, by id, each shown by one of these instances,
+    which the sample id decides. They alone are the truth, as in X-SAM's benchmark (arXiv 2508.04655).
 
     Args:
         prompt: a kind of prompt; "" = any, in training only.
         cross: in evaluation every class is shown by another image of the split; one that no other shows is left out.
-        absent: share of the evaluation's samples that ask for one more class, which the image does not have; another
-            image shows it."""
+        absent: share of the evaluation's samples that ask for one more class, which only another image shows."""
 
     name = "visual_grounding"
     data: CocoVgd
-    export = staticmethod(submission.instances)
+    export, metric = staticmethod(submission.instances), staticmethod(InstanceAP)
 
-    def __init__(
-        self, *, data: CocoVgd, prompt: str = "", train: bool = False, cross: bool = False, absent: float = 0.0,
-        negatives: int = 5, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, data: CocoVgd, prompt: str = "", train: bool = False, cross: bool = False,
+                 absent: float = 0.0, negatives: int = 5, questions: Sequence[str] = QUESTIONS,
+                 answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
         self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.cross, self.absent, self.negatives = cross, absent, negatives
         self.questions, self.answers = questions, answers
         self.shown: dict[int, list[int]] = {}  # records of the evaluation that show a class
         if train:
             return
-        self.rows = []  # with a class that can be asked for, and those that cannot be used
-        classes: dict[int, set[int]] = {}
-        for i, record in data.usable():
-            classes[i] = set(_by_class(record, self.kinds)) if record else set()
-            if classes[i] or record is None:
-                self.rows.append(i)
-            for category in classes[i]:
+        found = {i: set(_by_class(record, self.kinds)) if record else None for i, record in data.usable()}
+        for i, classes in found.items():
+            for category in classes or ():
                 self.shown.setdefault(category, []).append(i)
-        if cross:
-            alone = {category for category, records in self.shown.items() if len(records) == 1}
-            self.rows = [i for i in self.rows if not classes[i] or classes[i] - alone]
+        alone = {category for category, records in self.shown.items() if cross and len(records) == 1}
+        # with a class that can be asked for, and those that cannot be used
+        self.rows = [i for i, classes in found.items() if classes is None or classes - alone]
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         return self._training(index, rng) if self.train else self._evaluation(self.rows[index], rng)
@@ -73,9 +64,8 @@ class VisualGrounding(Task):
         record = self.data[index]
         members = _by_class(record, self.kinds)
         present = {instance.category_id for instance in record.instances if not instance.is_crowd}
-        if present - members.keys():
-            missing = min(present - members.keys())
-            raise BadSample(f"{self.data.path}: image {record.image_id}: no object of class {missing} has a prompt")
+        if rest := present - members.keys():
+            raise BadSample(f"{self.data.path}: image {record.image_id}: no object of class {min(rest)} has a prompt")
         listed = sorted(present)
         if rng.random() < 0.5:
             listed += self._others(record, int(rng.integers(self.negatives + 1)), rng)
@@ -92,25 +82,20 @@ class VisualGrounding(Task):
         extra = self._others(record, int(rng.random() < self.absent), rng)
         listed = sorted([*members, *extra])
         abroad = listed if self.cross else extra
-        regions = [
-            self._reference(c, index, rng) if c in abroad else self._region(record, members[c], rng) for c in listed
-        ]
+        regions = [self._reference(c, index, rng) if c in abroad else self._region(record, members[c], rng)
+                   for c in listed]  # fmt: skip
         targets = sorted(place for places in members.values() for place in places)
         return self._sample(record, listed, targets, regions, rng, np.zeros(0, np.int64))
 
-    def _sample(
-        self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
-        rng: np.random.Generator, slots: np.ndarray,
-    ) -> Sample:  # fmt: skip
+    def _sample(self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
+                rng: np.random.Generator, slots: np.ndarray) -> Sample:  # fmt: skip
         turn = self.turn(rng, regions=", ".join(["<p><region></p>"] * len(listed)))
         instances = [record.instances[place] for place in targets]
-        return Sample(
-            id=record.image_id, image=record.image, turns=(turn,),
-            masks=pack(np.stack([record.mask(instance) for instance in instances])),
-            labels=np.array([listed.index(instance.category_id) for instance in instances], np.int64),
-            mask_segs=np.zeros(len(targets), np.int64), regions=tuple(regions), slots=slots,
-            truth={"categories": listed},
-        )  # fmt: skip
+        return Sample(id=record.image_id, image=record.image, turns=(turn,),
+                      masks=pack(np.stack([record.mask(instance) for instance in instances])),
+                      labels=np.array([listed.index(instance.category_id) for instance in instances], np.int64),
+                      mask_segs=np.zeros(len(targets), np.int64), regions=tuple(regions), slots=slots,
+                      truth={"categories": listed})  # fmt: skip
 
     def _others(self, record: PromptedImage, count: int, rng: np.random.Generator) -> list[int]:
         """Up to so many classes that the image does not have; in evaluation some record shows them."""
@@ -136,15 +121,10 @@ class VisualGrounding(Task):
         labels = [sample.truth["categories"][column] for column in columns[best].tolist()]
         return zip(masks[best], labels, scores[best].tolist(), strict=True)
 
-    def metric(self) -> InstanceAP:
-        return InstanceAP()
-
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         masks, categories = unpack(sample.masks), sample.truth["categories"]
-        truth = [
-            {"category": categories[label], "rle": encode_rle(mask), "crowd": False}
-            for mask, label in zip(masks, sample.labels, strict=True)
-        ]
+        truth = [{"category": categories[label], "rle": encode_rle(mask), "crowd": False}
+                 for mask, label in zip(masks, sample.labels, strict=True)]  # fmt: skip
         found = [{"category": s.label, "rle": s.segmentation, "score": s.score} for s in prediction.segments]
         metric.update(sample.id, masks.shape[1:], truth, found)
 

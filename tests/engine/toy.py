@@ -98,4 +98,3 @@ def build() -> Toy:
 
 def losses(work_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (work_dir / "log.jsonl").read_text().splitlines()]
-

@@ -62,7 +62,9 @@ def claim(out: Path, checkpoint: str, protocol: str, config: Mapping[str, Any], 
     if other := [key for key in mine if theirs.get(key, mine[key]) != mine[key]]:
         raise UserError(f"{out}: holds predictions of other {', '.join(other)}; give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(theirs | mine, indent=1))
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(theirs | mine, indent=1))
+    partial.replace(path)  # whole or not at all, whenever a kill comes
     return mine["weights"]
 
 

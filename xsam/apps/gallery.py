@@ -14,10 +14,9 @@ from ..data.masks import decode_rle
 from ..data.mixture import key
 from ..engine import predictions
 from ..structures import BadSample, Prediction, Sample
-from ..tasks.base import Task
+from ..tasks.base import Task, build
 from . import page
 from .preview import asked, phrases
-from .sources import Row
 from .visualize import draw_segments
 
 COUNT = 6  # of the worst, and of those at random
@@ -35,7 +34,7 @@ def write(out: Path, rows: Mapping[str, dict[str, Any]]) -> None:
         folder = out / "predictions" / name
         if not (folder / "scores.json").is_file():
             continue
-        task, answers = Row(name, row).build(), predictions.read(folder)
+        task, answers = build(row), predictions.read(folder)
         scores: dict[str, float | None] = json.loads((folder / "scores.json").read_text())
         ranked = sorted((id for id in scores if scores[id] is not None), key=lambda id: (scores[id], id))
         drawn = np.random.default_rng(key("gallery", name)).permutation(sorted(scores))[:COUNT].tolist()

@@ -9,7 +9,7 @@ from ..api import Result, XSam
 from ..data.coco import clean_name, segment_row
 from ..data.masks import encode_rle
 from ..structures import UserError
-from .sources import Row
+from ..tasks.base import build
 from .visualize import draw_segments, draw_title
 
 
@@ -45,9 +45,9 @@ def _categories(config: dict[str, Any], prompt: str) -> list[list[str]]:
     if prompt:
         things, _, stuff = prompt.partition(";")
         return [[name.strip() for name in part.split(",") if name.strip()] for part in (things, stuff)]
-    for name, node in config["benchmarks"].items():
+    for node in config["benchmarks"].values():
         if node["type"].endswith(".GenericSegmentation"):
-            task: Any = Row(name, node).build()
+            task: Any = build(node)
             return [[clean_name(c.name) for c in task.categories if c.is_thing == kind] for kind in (True, False)]
     raise UserError('the config has no generic benchmark with categories; give --prompt "things, ..; stuff, .."')
 

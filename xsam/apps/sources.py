@@ -8,7 +8,7 @@ from typing import Any
 from .. import config as configs
 from ..data.catalog import DATASETS, Dataset
 from ..structures import UserError
-from ..tasks.base import Task
+from ..tasks.base import Task, build
 
 PUBLISHED = {row: count for dataset in DATASETS.values() for row, count in dataset.rows.items()}
 
@@ -23,8 +23,7 @@ class Row:
 
     def build(self, **changes: Any) -> Task:
         """The task. Raises UserError where its files are missing or foreign."""
-        task: Task = configs.build({key: self.node[key] for key in self.node if key != "published"} | changes)
-        return task
+        return build(self.node, **changes)
 
 
 @dataclass(frozen=True, slots=True)

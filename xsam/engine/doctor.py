@@ -24,7 +24,7 @@ from ..compat import prepare_deepspeed
 from ..data.catalog import DATASETS
 from ..structures import Batch, UserError
 from . import trainer
-from .estimate import DTYPES, GB, RESERVE, Estimate, assumed_batch, estimate, remedy, report
+from .estimate import GB, RESERVE, Estimate, assumed_batch, estimate, remedy, report
 from .stages import Stage
 
 CORE = 0.03e12  # operations that a CPU core does in a second, roughly
@@ -166,7 +166,7 @@ def dry_pass(config: Mapping[str, Any], found: Estimate) -> Finding:
         why = f"{computed / GB:.1f} GB, {free / GB:.1f} are free" if computed > free else f"about {seconds:.0f} s"
         return Finding(False, "two steps are not tried here", f"one process would take {why}", "note")
     with torch.device("cuda" if cuda else "cpu"):
-        model = configs.build(config["model"]).to(DTYPES[config["stage"].get("precision", "fp32")])
+        model = configs.build(config["model"]).to(Stage.parse(config["stage"]).dtype)
     step = "assumed", [assumed_batch(model, config, micro)] * repeats
 
     def data(**_: Any) -> Iterator[tuple[str, list[Batch]]]:

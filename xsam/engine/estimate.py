@@ -34,7 +34,6 @@ UTILISATION = 0.4  # of the GPU's peak
 RESERVE = 1.5e9  # bytes: CUDA context, kernels, fragmentation of the allocator
 GATHERED = 1e9  # weights that ZeRO-3 holds whole at a time (DeepSpeed's default)
 GB = 1e9
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLASH, FLASH_CPU = "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"
 FLOPS = flop_registry | {  # torch's own lacks attention on a CPU
     getattr(torch.ops.aten, FLASH_CPU + end): flop_registry[getattr(torch.ops.aten, FLASH + end)]
@@ -159,7 +158,7 @@ def dry_run(
     with torch.device("meta"):
         model: XSamModel = configs.build(config["model"])
     stages.prepare(model, stage)
-    model.train().to(DTYPES[stage.precision])
+    model.train().to(stage.dtype)
     criterion: Criterion = configs.build(config["criterion"])
     criterion.matcher = _AnyMatch()
     with FakeTensorMode(allow_non_fake_inputs=True) as blank:
@@ -201,7 +200,7 @@ def estimate(config: Mapping[str, Any], gpus: int) -> Estimate:
     stage = stages.Stage.parse(config["stage"])
     accumulation = stage.accumulation(gpus)
     micro = stage.batch_size // gpus // accumulation
-    width = DTYPES[stage.precision].itemsize
+    width = stage.dtype.itemsize
     # Gradients: added up in fp32 over micro-batches, spread over the GPUs from ZeRO-2 on; the host's with offload.
     gradient = 0 if stage.offload else (4 if accumulation > 1 else width) / (gpus if stage.zero >= 2 else 1)
     parts, flops, peak = dry_run(config, stage, micro, gradient if accumulation == 1 else 0)

@@ -17,14 +17,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import config
 from ..data.collate import collate, uncollate
 from ..data.masks import decode_rle
 from ..data.mixture import key
 from ..data.prompt import Processor
 from ..models.xsam import XSamModel
 from ..structures import BadSample, Encoded, ItemOutput, Prediction, Sample, UserError
-from ..tasks.base import Task
+from ..tasks.base import Task, build
 from . import distributed, results
 from .predictions import Answers, questions
 
@@ -83,7 +82,7 @@ def _build(rows: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Task], dict[st
     tasks, errors, found = {}, {}, {}
     for name, row in rows.items():
         try:
-            tasks[name] = config.build({key: value for key, value in row.items() if key != "published"})
+            tasks[name] = build(row)
         except UserError as error:
             errors[f"{name}: {error}"] = 1
     for text in distributed.all_reduce_sum(errors):  # also of a node that lacks a file

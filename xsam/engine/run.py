@@ -43,8 +43,8 @@ def train_stage(
         criterion = configs.build(config["criterion"])
         torch.manual_seed(stage.seed)  # new parts start alike on every rank
         if stage.init_from and not resume:
-            words, dtype = len(processor.tokenizer or ()), _dtype(stage)
-            model, report = load_model(config["model"], stage.init_from, stage.new, dtype=dtype, vocabulary=words)
+            words = len(processor.tokenizer or ())
+            model, report = load_model(config["model"], stage.init_from, stage.new, dtype=stage.dtype, vocabulary=words)
             distributed.say(str(report))
         else:
             if resume:
@@ -68,13 +68,9 @@ def replay(path: str, overrides: Sequence[str], folder: Path) -> bool:
     _keep_vocabulary(config["model"], weights)
     model = configs.build(config["model"])
     prepare(model, stage)
-    load_weights(model, {str(weights): read_weights(weights)}, dtype=_dtype(stage))
+    load_weights(model, {str(weights): read_weights(weights)}, dtype=stage.dtype)
     objective = Objective(model, configs.build(config["criterion"])).train()
     return guard.replay(objective.to("cuda" if torch.cuda.is_available() else "cpu"), folder)
-
-
-def _dtype(stage: Stage) -> torch.dtype:
-    return torch.bfloat16 if stage.precision == "bf16" else torch.float32
 
 
 def _keep_vocabulary(model: dict[str, Any], work_dir: Path) -> None:

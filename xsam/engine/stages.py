@@ -74,6 +74,11 @@ class Stage:
             stage = replace(stage, lr=stage.lr * (stage.batch_size / stage.lr_batch_size) ** 0.5)
         return stage
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole stage."""
         return self.steps or max(round(self.epochs * steps_per_epoch), 1)

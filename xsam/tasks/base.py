@@ -1,13 +1,14 @@
 """What a task is: a dataset, the words around it, what its answer means, and its score. One file each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from .. import config
 from ..data import submission
 from ..data.masks import decode_rle, encode_rle
 from ..data.postprocess import best_mask
@@ -82,6 +83,13 @@ class Task(ABC):
         texts = self.questions, self.answers
         question, answer = (choose(some, rng) if self.train else some[0] for some in texts)
         return Turn(start + question.format(**words), answer.format(**words))
+
+
+def build(row: Mapping[str, Any], **changes: Any) -> Task:
+    """The task of a row of a mixture or of the benchmarks, whose `published` figures are for the reader alone.
+
+    Raises UserError where its files are missing or foreign."""
+    return config.build({key: value for key, value in row.items() if key != "published"} | changes)
 
 
 def choose(options: Sequence[str], rng: np.random.Generator) -> str:

@@ -50,6 +50,9 @@ def test_intervals_and_scores_of_samples(rows, tmp_path):
     low, high = row["ci95"]["gIoU"]
     assert 0 < low < row["metrics"]["gIoU"] < high < 100
     assert row["scored"] == row["samples"] == len(indices)
+    assert all(0 <= low <= high <= 100 for low, high in row["ci95"].values())
+    few, _ = answered(rows["shapes_refer"], tmp_path / "few", right(0.01))
+    assert all(low >= 0 for low, _ in results.score(few, indices, tmp_path / "few")["ci95"].values())
     images = {task.sample(i, np.random.default_rng(0)).image for i in indices}
     by_image = [np.mean([scores[task.id(i)] for i in indices if task.sample(i, np.random.default_rng(0)).image == image])
                 for image in images]  # fmt: skip

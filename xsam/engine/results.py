@@ -76,8 +76,10 @@ def _intervals(images: Mapping[int, Metric], folder: Path) -> dict[str, list[flo
     drawn = type(images[names[0]]).resample([images[name] for name in names], bootstrap.draws(len(names), seed))
     columns = {metric: np.array([row[metric] for row in drawn], float) for metric in drawn[0]}
     np.savez(folder / REPLICATES, allow_pickle=False, images=np.array(seed), **columns)
-    found = {metric: bootstrap.interval(values) for metric, values in columns.items()}
-    return {metric: list(interval) for metric, interval in found.items() if interval}
+    found = {metric: interval for metric in columns if (interval := bootstrap.interval(columns[metric]))}
+    # Moved to the figure, an interval could begin below 0, which no figure can be, or end above the highest draw's.
+    highest = {metric: max(np.nanmax(columns[metric]), low) for metric, (low, _) in found.items()}
+    return {metric: np.clip(interval, 0, highest[metric]).tolist() for metric, interval in found.items()}
 
 
 def write(out: Path, rows: dict[str, Any], *, config_path: str, checkpoint: str, sha256: str, protocol: str,

@@ -5,7 +5,7 @@ from scipy.optimize import linear_sum_assignment
 
 from xsam.data.masks import pack
 from xsam.models.criterion import Counts, Criterion, Draws
-from xsam.models.matcher import sample_ids
+from xsam.models.matcher import sample_ids, sample_maps
 from xsam.structures import Batch, DecoderItems, ModelOutput, Target
 
 L, Q, C, P, S = 3, 7, 8, 64, 16
@@ -102,8 +102,20 @@ def test_sampled_id_maps_equal_sampled_masks():
     torch.testing.assert_close(sample_ids(ids, torch.tensor([3, 1]), each), dense)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_losses_and_gradients_equal_the_plain_formulation(shared):
+def test_sampled_maps_equal_grid_sample():
+    g = torch.Generator().manual_seed(0)
+    maps, points = torch.randn(3, 5, 4, generator=g), torch.rand(33, 2, generator=g)
+    points[:4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 1.0]])  # zeros lie beyond the edge
+    expected = F.grid_sample(maps[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    torch.testing.assert_close(sample_maps(maps, points), expected.T)
+    ids = (maps > 0).any(0)[None].short() - 1
+    expected = F.grid_sample((ids == 0)[None].float(), 2 * points[None, None] - 1, align_corners=False)[0, 0]
+    torch.testing.assert_close(sample_ids(ids, torch.zeros(1, dtype=torch.long), points), expected)
+
+
+@pytest.mark.parametrize(("shared", "limit"), [(True, 2**23), (False, 2**23), (True, 1), (False, 5 * 6 * P)])
+def test_losses_and_gradients_equal_the_plain_formulation(shared, limit, monkeypatch):
+    monkeypatch.setattr("xsam.models.criterion.LIMIT", limit)  # all at once, or a row at a time
     truths, labels, columns = [masks(0, 3), masks(1, 2)], [[2, 0, 1], [1, 1]], 4
     g = torch.Generator().manual_seed(3)
     layers = 1 if shared else L

@@ -62,12 +62,12 @@ def semantic(output: ItemOutput) -> Tensor:
     made in the frame and resized to the image (or made at the image's size, where that is smaller), is compared."""
     weights = _probabilities(output.class_logits).T
     size = min(output.seg_size, output.image_size, key=math.prod)
-    total = weights.new_zeros(len(weights), math.prod(size))
+    total, masks = weights.new_zeros(len(weights), math.prod(size)), weights.new_empty(4 * CHUNK, *size)
     for start in range(0, len(output.mask_logits), 4 * CHUNK):
-        few = output.mask_logits[start : start + 4 * CHUNK].split(CHUNK)
-        frames = (_in_frame(logits, output).sigmoid() for logits in few)
-        masks = torch.cat([_resize(frame, size).flatten(1) for frame in frames])
-        total.addmm_(weights[:, start : start + len(masks)], masks)
+        few = output.mask_logits[start : start + 4 * CHUNK]
+        for part, logits in zip(masks.split(CHUNK), few.split(CHUNK), strict=False):
+            part[: len(logits)] = _resize(_in_frame(logits, output).sigmoid(), size)
+        total.addmm_(weights[:, start : start + len(few)], masks[: len(few)].flatten(1))
     best = total.new_full(output.image_size, -1.0)
     winner = torch.zeros_like(best, dtype=torch.int64)
     for start in range(0, len(total), CHUNK):

@@ -1,5 +1,6 @@
 """The losses: text, class, mask and dice, over all decoder outputs at once, on sampled points."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import IGNORE_INDEX, Batch, DecoderItems, ModelOutput, Target
-from .matcher import Matcher, sample_ids
+from .matcher import Matcher, sample_ids, sample_maps
+
+LIMIT = 2**23  # values of the largest temporary tensors; bounds the memory, changes no result
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +80,27 @@ class Criterion:
         embeds, features = output.mask_embeds.float(), output.mask_features.float()
         L, D, Q, _ = embeds.shape
         draws = draws or self._draw(items, L, Q, embeds.device)
+        # Unbound once: each `features[i]` would send back a gradient of the size of all images.
+        images, queries = features.unbind(), embeds.unbind(1)
+        of_items = [*zip(queries, [images[i] for i in items.image.tolist()], items.targets, strict=True)]
         with torch.no_grad():
-            class_probs, costs = class_logits.softmax(-1), []
-            for d, target in enumerate(items.targets):
-                points = _at_points(embeds[:, d], features[items.image[d]], target, draws.matcher[:, d])
-                costs.append(self.matcher.costs(*points, class_probs[:, d], target.labels))
-            matches = self.matcher.assign(costs)
+            looked_at = zip(of_items, class_logits.softmax(-1).unbind(1), draws.matcher.unbind(1), strict=True)
+            matches = self.matcher.assign([self._costs(*item, *rest) for item, *rest in looked_at])
 
         none = class_logits.shape[-1] - 1
         classes = torch.full((L, D, Q), none, device=embeds.device)
         mask_sum = dice_sum = 0 * embeds.sum((1, 2, 3))  # without any target they still belong to the graph
         start = 0
-        for d, (match, target) in enumerate(zip(matches, items.targets, strict=True)):
+        for d, (match, (embed, maps, target)) in enumerate(zip(matches, of_items, strict=True)):
             M = match.queries.shape[1]
             classes[:, d].scatter_(1, match.queries, target.labels[match.targets])
             if M:
-                own = slice(start, start + M)
-                selected = embeds[:, d].gather(1, match.queries[..., None].expand(-1, -1, embeds.shape[-1]))
-                logits = torch.einsum("lmc,chw->lmhw", selected, features[items.image[d]]).flatten(0, 1)
-                index = target.index[match.targets].flatten()
-                oversampled, uniform = (p[:, own].flatten(0, 1) for p in (draws.oversampled, draws.uniform))
-                mask, dice = self._point_losses(logits, target.ids, index, oversampled, uniform)
-                mask_sum, dice_sum = mask_sum + mask.view(L, M).sum(1), dice_sum + dice.view(L, M).sum(1)
+                selected = embed.gather(1, match.queries[..., None].expand(-1, -1, embed.shape[-1]))
+                logits = torch.einsum("lmc,chw->lmhw", selected, maps)
+                points = [p[:, start : start + M] for p in (draws.oversampled, draws.uniform)]
+                few = _split(points[0][0].numel(), logits, target.index[match.targets], *points)
+                mask, dice = zip(*(self._point_losses(target.ids, *part) for part in few), strict=True)
+                mask_sum, dice_sum = mask_sum + torch.cat(mask), dice_sum + torch.cat(dice)
             start += M
 
         weight = torch.where(classes == none, self.no_object_weight, 1.0)
@@ -107,20 +109,34 @@ class Criterion:
         sums = {"cls": cls_sum / counts.class_weight, "mask": mask_sum / masks, "dice": dice_sum / masks}
         return {name: self.weights[name] * value for name, value in sums.items()}
 
+    def _costs(self, embeds: Tensor, maps: Tensor, target: Target, probs: Tensor, points: Tensor) -> Tensor:
+        """The matcher's costs of one item, float[L, Q, N], from its part of the output and points float[L, P, 2]. Mask
+        logits are linear in the mask features, so these are sampled, not Q masks; once if the layers share points."""
+        places, costs = points[:1] if points.stride(0) == 0 else points, []
+        rows = (t.flatten(0, 1).chunk(len(places)) for t in (embeds, probs))
+        for place, embed, prob in zip(places, *rows, strict=True):
+            at, masks = sample_maps(maps, place).T, sample_ids(target.ids, target.index, place)
+            few = _split(len(place), embed, prob)
+            costs += [self.matcher.costs(e @ at, masks, p, target.labels) for e, p in few]
+        return torch.cat(costs).view(*embeds.shape[:2], -1)
+
     def _point_losses(
-        self, logits: Tensor, ids: Tensor, index: Tensor, oversampled: Tensor, uniform: Tensor
+        self, ids: Tensor, logits: Tensor, index: Tensor, oversampled: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """BCE and dice of N matched masks, float[N] each, from mask logits float[N, h, w]; PointRend's choice of points
-        (arXiv 1912.08193)."""
+        """BCE and dice of some outputs of an item, float[l] each, summed over its matched masks: logits
+        float[l, M, h, w], numbers int64[l, M]. Points as PointRend chooses them (arXiv 1912.08193)."""
+        shape = index.shape
+        logits, index, oversampled, uniform = (t.flatten(0, 1) for t in (logits, index, oversampled, uniform))
         with torch.no_grad():
-            certainty = _sample(logits[:, None], oversampled)[:, 0].abs()
+            certainty = _sample(logits, oversampled).abs_()
             kept = certainty.topk(3 * self.num_points // 4, dim=1, largest=False, sorted=False).indices
             points = torch.cat([oversampled.gather(1, kept[..., None].expand(-1, -1, 2)), uniform], dim=1)
             targets = sample_ids(ids, index, points)
-        x = _sample(logits[:, None], points)[:, 0]
+        x = _sample(logits, points)
         mask = F.binary_cross_entropy_with_logits(x, targets, reduction="none").mean(1)
         probs = x.sigmoid()
-        return mask, 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
+        dice = 1 - (2 * (probs * targets).sum(1) + 1) / (probs.sum(1) + targets.sum(1) + 1)
+        return mask.view(shape).sum(1), dice.view(shape).sum(1)
 
     def _draw(self, items: DecoderItems, layers: int, queries: int, device: torch.device) -> Draws:
         """Points of every item from its own key, so that they do not depend on what else is in the batch."""
@@ -135,14 +151,11 @@ class Criterion:
         return Draws(*(torch.cat(p).expand(layers, -1, -1, -1) for p in (matcher, oversampled, uniform)))
 
 
+def _split(values: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of tensors, of as many rows as a temporary tensor with `values` for each may have within LIMIT."""
+    return zip(*(tensor.split(max(1, LIMIT // values)) for tensor in tensors), strict=True)
+
+
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of maps float[N, C, h, w] at float[N, P, 2], (x, y) in [0, 1]: float[N, C, P]; 0 outside."""
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def _at_points(embeds: Tensor, features: Tensor, target: Target, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask logits float[L, Q, P] and target masks of one item at the matcher's points float[L, P, 2]. Logits are
-    linear in the mask features, so the features are sampled, not Q masks; once if the layers share points."""
-    at = points[:1] if points.stride(0) == 0 else points
-    masks = torch.stack([sample_ids(target.ids, target.index, p) for p in at]).squeeze(0)  # [N, P] where they share
-    return embeds @ _sample(features.expand(len(at), -1, -1, -1), at), masks
+    """Bilinear samples of N maps float[N, h, w] at float[N, P, 2], (x, y) in [0, 1]: float[N, P]; 0 outside."""
+    return F.grid_sample(maps[:, None], (2 * points).sub_(1)[:, :, None], align_corners=False)[:, 0, :, 0]

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from xsam import api, config
 from xsam.checkpoints.released import to_official
 from xsam.data.prompt import load_tokenizer
 from xsam.engine import checkpoint, distributed
-from xsam.structures import UserError
+from xsam.models.encoders import SamEncoder
+from xsam.structures import Sample, Turn, UserError
 
 STAGE1, STAGE3 = "configs/shapes/stage1.py", "configs/shapes/stage3.py"
 
@@ -84,3 +89,133 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3"}))
     with pytest.raises(UserError, match=r"config\.json: describes no model of X-SAM"):
         api.load(str(tmp_path))
+
+
+@pytest.fixture
+def pictures(world: Path) -> list[Path]:
+    return sorted((world / "val").glob("*.*"))[:3]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the segmentation encoder has looked at, call by call."""
+    counts: list[int] = []
+    plain = SamEncoder.forward
+
+    def look(self: SamEncoder, images: Tensor, indices: list[int]) -> list[Tensor]:
+        counts.append(len(images))
+        return plain(self, images, indices)
+
+    monkeypatch.setattr(SamEncoder, "forward", look)
+    return counts
+
+
+def same(ours: api.Result, theirs: api.Result) -> None:
+    for a, b in zip(ours.found, theirs.found, strict=True):
+        assert a.label == b.label
+        assert a.score == pytest.approx(b.score, abs=1e-5)
+        assert (a.mask != b.mask).mean() < 1e-3
+
+
+def test_an_image_is_encoded_once(
+    run: Path, pictures: list[Path], seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked about it, and whatever its name is; the last two are kept."""
+    monkeypatch.setattr(api, "KEPT", 2)
+    one, two, three = pictures
+    model = api.XSam.from_pretrained(str(run), dtype=torch.float32)
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    model.refer(one, "the red circle")
+    second = model.refer(one, "the small green ring")
+    model.chat(one, "What is this?", max_new_tokens=2)
+    shutil.copy(one, tmp_path / "again.png")
+    model.refer(tmp_path / "again.png", "the red circle")
+    assert seen == [1]
+    same(second, api.XSam(model.model, model.processor).refer(one, "the small green ring"))
+    seen.clear()
+    model.refer(two, "a")
+    model.refer(one, "a")  # used last, so the next one takes the place of `two`
+    model.refer(three, "a")
+    model.refer(one, "a")
+    assert seen == [1, 1]
+    model.refer(two, "a")
+    assert seen == [1, 1, 1]
+    assert {len(part) for part in model._kept[next(iter(model._kept))].pixels} == {1}
+
+
+def test_many_samples_in_one_pass(run: Path, pictures: list[Path], seen: list[int]) -> None:
+    model = api.XSam.from_pretrained(str(run), dtype=torch.float32)
+    phrases = ["the red circle", "a ring", "the large blue square on the left"]
+    turns = [Turn(f"<image>\nFind <p>{phrase}</p>.", "It is <SEG>.") for phrase in phrases]
+    rows = zip(turns, [pictures[0], pictures[1], pictures[0]], strict=True)
+    samples = [Sample(id="", image=str(path), turns=(turn,)) for turn, path in rows]
+    samples += [Sample(id="", turns=(Turn("Hello.", "Hello."),))]
+    model.ask(samples[:1])
+    answers = model.ask(samples)
+    assert seen == [1, 1]  # of three rows with two images one was known
+    assert [len(answer) for answer in answers] == [1, 1, 1, 0]
+    assert model.ask(samples[3:]) == [[]]
+    for sample, answer in zip(samples[:3], answers, strict=False):
+        ((alone,),) = api.XSam(model.model, model.processor).ask([sample])
+        torch.testing.assert_close(answer[0].class_logits, alone.class_logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer[0].mask_logits, alone.mask_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_streamed_text(run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piece by piece the same text, and never a part of a character."""
+    model = api.XSam.from_pretrained(str(run), dtype=torch.float32)
+    whole = model.chat(pictures[0], "What is this?", max_new_tokens=6)
+    assert "".join(model.chat(pictures[0], "What is this?", max_new_tokens=6, stream=True)) == whole.text
+    text = "größer 🙂, naïve 日本"
+    tokens = [*model.processor.tokenizer(text, add_special_tokens=False).input_ids, model.processor.stop_ids[0]]
+    asked = []
+
+    def spoken(*_: object) -> Iterator[tuple[Tensor, Tensor]]:
+        for token in tokens:
+            asked.append(token)
+            yield torch.tensor([token]), torch.zeros(0)
+
+    monkeypatch.setattr(api, "decode", spoken)
+    stream = model.chat(pictures[0], "What is this?", stream=True)
+    assert not asked  # nothing is made before it is wanted
+    pieces = [next(stream)]
+    assert len(asked) == 1
+    pieces += stream
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert 10 < len(pieces) < len(tokens)
+    del tokens[-2:]  # it ends in the middle of a character
+    assert model.chat(pictures[0], "What is this?").text == text[:-1] + "\ufffd"
+
+
+def test_compiled_modules_answer_alike(run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))  # without C++
+    plain, traced = (
+        api.XSam.from_pretrained(str(run), dtype=torch.float32, compile=parts) for parts in ((), ("seg_encoder", "llm"))
+    )
+    assert list(plain.model.state_dict()) == list(traced.model.state_dict())
+    assert traced.model.seg_encoder._compiled_call_impl
+    assert traced.model.llm.model._compiled_call_impl
+    same(plain.refer(pictures[0], "the red circle"), traced.refer(pictures[0], "the red circle"))
+    with pytest.raises(UserError, match="compile: no module 'sam'; there is: seg_encoder, "):
+        api.load(str(run), compile=["sam"])
+
+
+def test_weights_in_fewer_bits(run: Path, pictures: list[Path]) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, eight, four = (api.XSam.from_pretrained(str(run), dtype=torch.float32, bits=bits) for bits in (0, 8, 4))
+    sizes = [
+        sum(p.numel() * p.element_size() for p in m.model.llm.model.layers.parameters()) for m in (plain, eight, four)
+    ]
+    assert sizes[1] < 0.27 * sizes[0]
+    assert sizes[2] < 0.14 * sizes[0]
+    assert [p.dtype for p in eight.model.llm.lm_head.parameters()] == [torch.float32]
+    exact, *others = (m.refer(pictures[0], "the red circle").found[0] for m in (plain, eight, four))
+    for other, tolerance in zip(others, (0.02, 0.2), strict=True):
+        assert other.score == pytest.approx(exact.score, abs=tolerance)
+
+
+def test_fewer_bits_need_a_library(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="bits=4 needs bitsandbytes; pip install bitsandbytes"):
+        api.load(str(run), bits=4)

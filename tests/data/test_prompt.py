@@ -90,7 +90,13 @@ def test_prompt_stops_where_the_answer_begins(tokenizer, image):
     assert whole.labels[n] != IGNORE_INDEX
     answer = whole.input_ids[n:-1].tolist()
     assert processor.text(answer) == "It is <SEG>."
-    assert (processor.prompt(sample, 0, answer).input_ids == whole.input_ids[:-1]).all()
+    answered = processor.answered(prompt, answer)
+    assert (answered.input_ids == whole.input_ids[:-1]).all()
+    assert (answered.span_ids == whole.span_ids[:-1]).all()
+    assert (answered.seg_ids == whole.seg_ids[:-1]).all()
+    assert (answered.labels == IGNORE_INDEX).all()
+    with pytest.raises(BadSample, match="not balanced"):
+        processor.answered(prompt, [processor.open_id])
 
 
 @pytest.mark.parametrize("text", ["<p>a", "a</p>", "<p><p>a</p></p>", "</p><p>"])

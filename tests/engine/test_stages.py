@@ -86,6 +86,7 @@ def test_stage_reads_a_config():
         ({"zero": 4}, "not a ZeRO stage"),
         ({"precision": "bf16"}, "give 2 or 3"),
         ({"keep": 0}, "leaves nothing to resume"),
+        ({"zero": 3, "compile": ["llm"]}, "give zero=2 or less"),
     ],
 )
 def test_stage_refuses(change, message):

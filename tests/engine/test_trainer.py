@@ -2,12 +2,14 @@ import json
 import os
 import runpy
 import signal
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from xsam.engine import optim
 from xsam.engine.stages import Stage
@@ -67,8 +69,9 @@ def check(work_dir, reference, tolerance):
     torch.testing.assert_close(exported, weights, rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("stage", [{}, {"micro_batch": 2}, {"zero": 2, "micro_batch": 2}])
-def test_equals_a_plain_loop(tmp_path, reference, stage):
+@pytest.mark.parametrize("stage", [{}, {"micro_batch": 2}, {"zero": 2, "micro_batch": 2, "compile": ["neck"]}])
+def test_equals_a_plain_loop(tmp_path, reference, stage, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))  # without C++
     fit(tmp_path, stage)
     check(tmp_path, reference, 1e-6)
     losses = toy.losses(tmp_path)

@@ -50,7 +50,7 @@ def test_the_whole_path_in_bf16_is_close_to_fp32(name: str) -> None:
     panoptic(item, stuff=[])
     instances(item)
     assert best_mask(item)[0].shape == (48, 48)
-    assert len(rounded.generate(batch, 3, stop_ids=())[0]) == 3
+    assert len(rounded.generate(batch, 3, stop_ids=())[0][0]) == 3
 
 
 def test_deformable_samples_are_summed_in_float32() -> None:

@@ -56,7 +56,7 @@ def test_without_a_window_a_token_sees_all_before_it() -> None:
 def test_decoding_past_the_window_equals_the_full_forward(lengths: list[int]) -> None:
     llm = windowed(layers=2)
     steps = 12
-    tokens = torch.stack(list(decode(llm, prompt(llm, lengths), steps, stop_ids=())), 1)
+    tokens = torch.stack([token for token, _ in decode(llm, prompt(llm, lengths), steps, stop_ids=())], 1)
     for row, (length, answer) in enumerate(zip(lengths, tokens, strict=True)):
         embeds = prompt(llm, lengths).embeds[row : row + 1, :length]
         full = torch.cat([embeds, llm.get_input_embeddings()(answer)[None]], 1)

@@ -242,5 +242,5 @@ def test_generation(language) -> None:
     llm, golden = language
     ids, lengths = right_padded(golden, "input_ids")
     spliced = Spliced(llm.get_input_embeddings()(ids), torch.arange(ids.shape[1]).expand_as(ids), lengths)
-    tokens = torch.stack(list(decode(llm, spliced, 10, stop_ids=(2,))), 1)
+    tokens = torch.stack([token for token, _ in decode(llm, spliced, 10, stop_ids=(2,))], 1)
     assert tokens.tolist() == golden["generated"][:, ids.shape[1] :].tolist()

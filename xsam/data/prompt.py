@@ -70,11 +70,17 @@ class Processor:
             sample = first_turns(sample, len(turns))
         return self._encode(sample, key, turns)
 
-    def prompt(self, sample: Sample, key: int, answer: list[int] | None = None) -> Encoded:
-        """Encode the first question alone, for generation, or followed by a generated answer."""
+    def prompt(self, sample: Sample, key: int) -> Encoded:
+        """Encode the first question alone, for generation."""
         ids, _ = self.tokenize(0, Turn(sample.turns[0].question, ""))
-        ids = ids[: len(ids) - len(self._ids(self.template.end))] + (answer or [])
+        ids = ids[: len(ids) - len(self._ids(self.template.end))]
         return self._encode(sample, key, [(ids, [IGNORE_INDEX] * len(ids))])
+
+    def answered(self, prompt: Encoded, answer: list[int]) -> Encoded:
+        """A prompt followed by a generated answer. Raises BadSample where a tag is unbalanced."""
+        ids = np.append(prompt.input_ids, np.array(answer, np.int64))
+        spans, segs = self._spans(ids, prompt.id)
+        return replace(prompt, input_ids=ids, labels=np.full_like(ids, IGNORE_INDEX), span_ids=spans, seg_ids=segs)
 
     def tokenize(self, number: int, turn: Turn) -> tuple[list[int], list[int]]:
         """Token ids and labels of the number-th turn; text around placeholders is tokenised piece by piece."""

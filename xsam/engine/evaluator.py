@@ -25,7 +25,7 @@ from ..models.xsam import XSamModel
 from ..structures import BadSample, Encoded, ItemOutput, Prediction, Sample, UserError
 from ..tasks.base import Task, build
 from . import distributed, results
-from .predictions import Answers, questions
+from .results import Answers, questions
 
 log = logging.getLogger("xsam")
 Asked = list[tuple[Sample, Encoded]]
@@ -133,25 +133,24 @@ def _answer(model: XSamModel, processor: Processor, tasks: Mapping[str, Task], b
 
 def _answers(model: XSamModel, processor: Processor, task: Task, asked: Asked,
              generate: bool) -> list[tuple[str, list[ItemOutput]]]:  # fmt: skip
-    """The text of every answer, and what the decoder gives for its `<SEG>`. Where the model wrote one, question and
-    answer are read once more for it."""
+    """The text of every answer, and what the decoder gives for its `<SEG>`: where the model wrote one, from the states
+    in which it did."""
     device = next(model.parameters()).device
     texts = [sample.turns[0].answer if sample.turns else "" for sample, _ in asked]
-    encoded = {row: one for row, (_, one) in enumerate(asked)}
+    encoded = [one for _, one in asked]
+    batch = collate(encoded, 1).to(device)
+    features = model.encode(batch)
+    hidden = None
     if generate:
-        prompts = collate(list(encoded.values()), 1).to(device)
-        answers = model.generate(prompts, task.max_new_tokens, processor.stop_ids)
-        texts, encoded = [processor.text(answer) for answer in answers], {}
-        for row, ((sample, prompt), answer) in enumerate(zip(asked, answers, strict=True)):
+        answers, hidden = model.generate(batch, task.max_new_tokens, processor.stop_ids, features)
+        texts = [processor.text(answer) for answer in answers]
+        for row, answer in enumerate(answers):
             with suppress(BadSample):  # unbalanced tags: there is nothing to read masks from
-                if processor.seg_id in answer:
-                    encoded[row] = processor.prompt(sample, prompt.key, answer)
-    outputs: list[list[ItemOutput]] = [[] for _ in asked]
-    if encoded:
-        batch = collate(list(encoded.values()), 1).to(device)
-        for row, found in zip(encoded, uncollate(model(batch), batch, list(encoded.values())), strict=True):
-            outputs[row] = found
-    return list(zip(texts, outputs, strict=True))
+                encoded[row] = processor.answered(encoded[row], answer)
+        batch = collate(encoded, 1).to(device)
+    if not len(batch.items):
+        return [(text, []) for text in texts]
+    return list(zip(texts, uncollate(model(batch, features, hidden), batch, encoded), strict=True))
 
 
 def select(benchmarks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

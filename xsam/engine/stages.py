@@ -37,6 +37,7 @@ class Stage:
     zero: int = 0  # ZeRO stage
     offload: bool = False  # optimizer states in the memory of the host
     checkpointing: Sequence[str] = ()  # modules that recompute their activations in the backward pass
+    compile: Sequence[str] = ()  # modules that torch.compile makes faster
     workers: int = 4  # data-loading processes per training process
     seed: int = 0
     log_every: int = 10
@@ -66,6 +67,8 @@ class Stage:
             raise UserError(f"config key stage.zero: {stage.zero!r} is not a ZeRO stage; give 0, 1, 2 or 3")
         if stage.zero < 2 and (stage.precision == "bf16" or stage.offload):
             raise UserError("config key stage.zero: bf16 and offload need ZeRO's fp32 weights; give 2 or 3")
+        if stage.zero == 3 and stage.compile:
+            raise UserError("config key stage.compile: ZeRO-3 gathers weights between operations; give zero=2 or less")
         if stage.keep < 1:
             raise UserError(f"config key stage.keep: {stage.keep!r} leaves nothing to resume; give 1 or more")
         if stage.lora:
@@ -133,6 +136,15 @@ def enable_checkpointing(model: nn.Module, names: Iterable[str]) -> None:
         if name not in able:
             raise UserError(f"config key stage.checkpointing: {name!r} cannot; these can: {', '.join(able)}")
         modules[name].gradient_checkpointing_enable()
+
+
+def compile_parts(model: nn.Module, names: Iterable[str]) -> None:
+    """Let torch.compile make the named modules faster, from their first call on; names of weights stay as they are."""
+    for name in names:
+        part: Any = dict(model.named_modules()).get(name)
+        if part is None:
+            raise UserError(f"compile: no module {name!r}; there is: {', '.join(n for n, _ in model.named_children())}")
+        getattr(part, "base_model", part).compile()  # a language model is called without its head
 
 
 def table(model: nn.Module, lr: float, lr_scale: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN
+from ..structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, UserError
 
 
 def causal_lm(*, model_type: str, sliding_window: int | None = None, **sizes: Any) -> PreTrainedModel:
@@ -22,6 +22,28 @@ def causal_lm(*, model_type: str, sliding_window: int | None = None, **sizes: An
     window = {} if sliding_window is None else {"sliding_window": sliding_window + 1}
     config = AutoConfig.for_model(model_type, **window, **sizes)
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def quantize(llm: PreTrainedModel, bits: int) -> None:
+    """Keep the weights of all linear layers but the head in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv
+    2305.14314), by bitsandbytes. It converts them when the model moves to its device. UserError where it is missing."""
+    try:
+        from bitsandbytes import nn as bnb
+    except ModuleNotFoundError:
+        raise UserError(f"bits={bits} needs bitsandbytes; pip install bitsandbytes") from None
+    if bits not in (4, 8):
+        raise UserError(f"bits={bits} is not possible; give 4, 8 or 0 (as the weights are)")
+    for name, layer in [*llm.model.named_modules()]:
+        if isinstance(layer, nn.Linear) and "lora_" not in name:
+            sizes, weight = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.data
+            if bits == 8:
+                small = bnb.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
+                small.weight = bnb.Int8Params(weight, requires_grad=False)
+            else:
+                small = bnb.Linear4bit(*sizes, quant_type="nf4", device="meta")
+                small.weight = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            small.bias = layer.bias
+            llm.model.set_submodule(name, small)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +91,13 @@ def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, la
     return llm.lm_head(hidden[rows, spliced.positions[rows, columns + 1] - 1]), labels[rows, columns + 1]
 
 
-def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...]) -> Iterator[Tensor]:
-    """Greedy decoding with a key-value cache; yields int64[B], the next token of every row, step by step. A row that
-    has produced a stop token goes on producing that token, and the loop ends when all rows have. Rows may differ in
-    length: their padding is moved to the left, since a sliding window counts places, and masked out."""
+def decode(
+    llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Greedy decoding with a key-value cache; yields step by step the next token of every row, int64[B], and the last
+    states that came with it, float[B, t, C], at first of the prompt, then of the token before. A row that has produced
+    a stop token goes on producing that token, and the loop ends when all rows have. Rows may differ in length: their
+    padding is moved to the left, since a sliding window counts places, and masked out."""
     (B, T, _), device = spliced.embeds.shape, spliced.embeds.device
     positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding
     mask, places = positions >= 0, positions.clamp(min=0)
@@ -86,7 +111,7 @@ def decode(llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
         token = torch.where(done, token, llm.lm_head(states[:, -1]).argmax(-1))
-        yield token
+        yield token, states
         done |= torch.isin(token, stops)
         if bool(done.all()):
             return

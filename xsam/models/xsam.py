@@ -9,8 +9,9 @@
 The model never sees a task name. Whatever a task needs (spans, regions, candidates, targets) is data in the batch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,13 @@ from .mask_decoder import MaskDecoder
 from .region_sampler import RegionSampler
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """What the encoders know of I images; can be kept and asked again."""
+class ImageFeatures(NamedTuple):
+    """What the encoders know of I images; can be kept and asked again, `XSamModel.decode_pixels` once."""
 
     tokens: Tensor  # float[I, n, C_llm], vision tokens then segmentation tokens; [I, 0, 0] without a language model
     seg_tokens: Tensor  # float[I, N, C_llm], the segmentation tokens alone, for the region sampler
-    levels: tuple[Tensor, ...]  # float[I, C, h, w], decoded levels, coarsest first; empty without a mask decoder
-    mask_features: Tensor  # float[I, C, h, w]
+    maps: tuple[Tensor, ...]  # float[I, h, w, C], what the connector reads; empty without one, or once it has
+    pixels: tuple[Tensor, ...] = ()  # float[I, C, h, w], mask features, then decoded levels, coarsest first; or empty
 
 
 class XSamModel(nn.Module):
@@ -69,31 +69,39 @@ class XSamModel(nn.Module):
     def num_queries(self) -> int:
         return len(self.mask_decoder.query_features) if isinstance(self.mask_decoder, MaskDecoder) else 0
 
-    def forward(self, batch: Batch, features: ImageFeatures | None = None) -> ModelOutput:
-        """Read the text, decode the masks. `features`: of the images, where they are already known."""
+    def forward(self, batch: Batch, features: ImageFeatures | None = None, hidden: Tensor | None = None) -> ModelOutput:
+        """Read the text, decode the masks; all outputs of the mask decoder in training, else the last (L is 1).
+        features, hidden: of images and text, where they are known: what `encode` and `generate` give."""
         asked = len(batch.items)
         batch = self._complete(batch) if self.training else batch
         features = features or self.encode(batch)
-        items, C, empty = batch.items, features.mask_features.shape[1], features.mask_features.new_zeros
+        items, empty = batch.items, features.tokens.new_zeros
         text_logits, text_targets = empty(0, 0), batch.labels.new_zeros(0)
-        seg_embeds, spans = empty(len(items), C), empty(0, C)
+        mask_embeds = class_logits = mask_features = empty(0, len(items), 0, 0)
         if self.llm is not None and batch.input_ids.shape[1]:
             spliced = self.splice(batch, features)
-            hidden = self.llm.model(inputs_embeds=spliced.embeds, use_cache=False).last_hidden_state
+            if hidden is None:
+                hidden = self.llm.model(inputs_embeds=spliced.embeds, use_cache=False).last_hidden_state
             text_logits, text_targets = supervised_logits(self.llm, hidden, spliced, batch.labels)
-            if len(items) and self.phrase_projector is not None:
-                spans, seg_embeds = self.conditions(batch, hidden, spliced.positions)
-        mask_embeds = class_logits = empty(0, len(items), 0, 0)
         if len(items) and self.mask_decoder is not None and self.classifier is not None:
-            states, mask_embeds = self.mask_decoder(features.levels, features.mask_features, items.image, seg_embeds)
-            padded = torch.cat([spans, spans.new_zeros(1, C)])  # candidate -1 is the row of zeros
+            # After the language model: when its backward pass begins, what these have kept for theirs is gone.
+            last = int(items.image.max())  # behind it stand reference images, which nobody segments
+            maps = tuple(each[: last + 1] for each in features.maps)
+            mask_features, *levels = self.decode_pixels(features._replace(maps=maps)).pixels
+            spans, seg_embeds = (mask_features.new_zeros(n, mask_features.shape[1]) for n in (0, len(items)))
+            if hidden is not None and self.phrase_projector is not None:
+                spans, seg_embeds = self.conditions(batch, hidden, spliced.positions)
+            states, mask_embeds = self.mask_decoder(levels, mask_features, items.image, seg_embeds)
+            if not self.training:
+                states, mask_embeds = states[-1:], mask_embeds[-1:]
+            padded = torch.cat([spans, spans.new_zeros(1, spans.shape[1])])  # candidate -1 is the row of zeros
             class_logits = self.classifier(states, padded[items.candidates], items.candidates >= 0)
         idle = empty(())
         if self.training and not asked:
-            idle = 0 * (mask_embeds.sum() + class_logits.sum() + features.mask_features.sum())
+            idle = 0 * (mask_embeds.sum() + class_logits.sum() + mask_features.sum())
         return ModelOutput(
-            text_logits=text_logits, text_targets=text_targets, mask_embeds=mask_embeds,
-            mask_features=features.mask_features, class_logits=class_logits, item_image=items.image, idle=idle,
+            text_logits=text_logits, text_targets=text_targets, mask_embeds=mask_embeds, mask_features=mask_features,
+            class_logits=class_logits, item_image=items.image, idle=idle,
         )  # fmt: skip
 
     def _complete(self, batch: Batch) -> Batch:
@@ -113,23 +121,26 @@ class XSamModel(nn.Module):
         return batch
 
     def encode(self, batch: Batch) -> ImageFeatures:
-        """Run the encoders, and of what follows them all that does not depend on the text."""
+        """Run the encoders and projectors."""
         seg_pixels = normalize(batch.seg_pixel_values, self.seg_encoder, batch.seg_sizes)
         indices = list(self.levels) if self.connector is not None else []
         indices += [self.seg_level] if self.seg_projector is not None else []
         with torch.set_grad_enabled(_learns(self.seg_encoder)):
             maps = self.seg_encoder(seg_pixels, indices) if len(seg_pixels) else []
-        tokens = seg_tokens = mask_features = seg_pixels.new_zeros(len(seg_pixels), 0, 0)
-        levels: list[Tensor] = []
+        tokens = seg_tokens = seg_pixels.new_zeros(len(seg_pixels), 0, 0)
         if self.seg_projector and self.vision_encoder and self.projector and len(seg_pixels):
             with torch.set_grad_enabled(_learns(self.vision_encoder)):
                 vision = self.vision_encoder(normalize(batch.pixel_values, self.vision_encoder))
-            seg_tokens = self.seg_projector(maps[-1])
+            seg_tokens = self.seg_projector(maps.pop())
             tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
-        if self.connector is not None and self.pixel_decoder is not None and len(batch.items):
-            asked = int(batch.items.image.max()) + 1  # not the reference images, which stand last
-            mask_features, levels = self.pixel_decoder(self.connector([m[:asked] for m in maps[: len(self.levels)]]))
-        return ImageFeatures(tokens, seg_tokens, tuple(levels), mask_features)
+        return ImageFeatures(tokens, seg_tokens, tuple(maps))
+
+    def decode_pixels(self, features: ImageFeatures) -> ImageFeatures:
+        """The same with `pixels` instead of `maps`, where the model has a mask decoder."""
+        if features.pixels or self.connector is None or self.pixel_decoder is None:
+            return features
+        mask_features, levels = self.pixel_decoder(self.connector(features.maps))
+        return features._replace(maps=(), pixels=(mask_features, *levels))
 
     def splice(self, batch: Batch, features: ImageFeatures) -> Spliced:
         """Token embeddings with image and region features in place."""
@@ -158,12 +169,18 @@ class XSamModel(nn.Module):
     @torch.no_grad()
     def generate(
         self, batch: Batch, max_new_tokens: int, stop_ids: tuple[int, ...], features: ImageFeatures | None = None
-    ) -> list[list[int]]:
-        """Greedy answers to the prompts of a batch: token ids of every row, up to and without the stop token."""
+    ) -> tuple[list[list[int]], Tensor]:
+        """Greedy answers to the prompts of a batch: token ids of every row, up to and without the stop token; and the
+        last states of prompts and answers, float[B, T', C], to read masks from (`hidden` of `forward`)."""
         assert self.llm is not None
-        steps = list(decode(self.llm, self.splice(batch, features or self.encode(batch)), max_new_tokens, stop_ids))
-        answers = torch.stack(steps, 1).tolist()
-        return [list(takewhile(lambda token: token not in stop_ids, answer)) for answer in answers]
+        spliced = self.splice(batch, features or self.encode(batch))
+        # One step beyond the answer: it gives the state of the last token.
+        tokens, states = zip(*decode(self.llm, spliced, max_new_tokens + 1, stop_ids), strict=True)
+        answers = torch.stack(tokens, 1)[:, :max_new_tokens].tolist()
+        padding, hidden = spliced.embeds.shape[1] - spliced.lengths, torch.cat(states, 1)
+        places = torch.arange(hidden.shape[1], device=hidden.device) + padding[:, None]
+        hidden = hidden.take_along_dim(places[..., None] % hidden.shape[1], 1)  # the padding moves behind the answer
+        return [list(takewhile(lambda token: token not in stop_ids, answer)) for answer in answers], hidden
 
 
 def _learns(module: nn.Module) -> bool:

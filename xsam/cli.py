@@ -124,9 +124,11 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
     doctor("--memory", type=float, default=0, metavar="GB", help="of one of them, 10^9 bytes; default: 80")
     doctor("--tflops", type=float, default=312, help="peak of one GPU; default: bf16 of an A100 or A800")
 
-    add = verb(_benchmark, "measure speed and memory", "xsam benchmark data --json").add_argument
-    add("what", choices=("data", "evaluation"), help="records to batches, or logits to scores")
-    add("config", nargs="?", default="", help="whose mixture; default: made-up images at 1024 and 384")
+    add = verb(_benchmark, "measure speed, memory and exactness", "xsam benchmark model --json").add_argument
+    add("what", choices=("model", "data", "evaluation", "step", "growth"), help="see docs/performance.md")
+    add("config", nargs="?", default="", help="data: whose mixture; step: which stage; default: made-up ones")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the model; on cuda in bf16")
+    add("--out", type=Path, default=Path("growth"), help="growth: folder of the plots")
     add("--json", action="store_true", help="print the report as JSON")
 
     example = "xsam parity ../parity --case s1.train"
@@ -137,7 +139,7 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
 
 
 def _train(options: Options) -> int:
-    from .apps.pictures import Pictures
+    from .apps.pages import Pictures
     from .engine import run
 
     if options.replay:
@@ -159,8 +161,8 @@ def _load(options: Options) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _evaluate(options: Options) -> int:
-    from .apps import gallery
-    from .engine import distributed, evaluator, predictions, results
+    from .apps.pages import gallery
+    from .engine import distributed, evaluator, results
 
     if options.compare:
         print(results.compare(*options.compare))
@@ -174,7 +176,7 @@ def _evaluate(options: Options) -> int:
     sha256 = ""
     with distributed.together():
         if distributed.is_main():
-            sha256 = predictions.claim(out, options.checkpoint, protocol, config, rows)
+            sha256 = results.claim(out, options.checkpoint, protocol, config, rows)
     found = evaluator.evaluate(
         model, processor, rows, out, protocol=protocol, limit=options.limit, batch_size=options.batch_size,
         workers=options.workers, official=options.official,
@@ -184,7 +186,7 @@ def _evaluate(options: Options) -> int:
             out, found, config_path=options.config or options.checkpoint, checkpoint=options.checkpoint, sha256=sha256,
             protocol=protocol, seconds=time.perf_counter() - began,
         )  # fmt: skip
-        gallery.write(out, rows)
+        gallery(out, rows)
         print((out / "results.md").read_text())
     # Rank 0 alone says so: a launcher ends it, still writing, when another leaves with an error.
     return int(distributed.is_main() and any("error" in row or row["errors"] for row in found.values()))
@@ -206,17 +208,15 @@ def _score(options: Options) -> None:
 
 
 def _data(options: Options) -> int:
-    if options.action == "prepare":
-        from .apps.prepare import prepare
+    from .apps import datasets
 
-        prepare(options.name, options.root)
+    if options.action == "prepare":
+        datasets.prepare(options.name, options.root)
         return 0
     target, overrides, images = options.target, options.overrides, options.images
     if options.action == "validate":
-        from .apps.validate import validate
-
-        return validate(target, overrides, images=images, limit=options.limit, full=options.full)
-    from .apps.preview import preview
+        return datasets.validate(target, overrides, images=images, limit=options.limit, full=options.full)
+    from .apps.pages import preview
 
     print(preview(target, options.out, overrides, images=images, samples=options.count))
     return 0
@@ -236,12 +236,19 @@ def _doctor(options: Options) -> int:
 
 
 def _benchmark(options: Options) -> None:
-    from .engine.benchmark import data, evaluation, table
+    from benchmarks import data, evaluation, growth, measure, model, step
 
-    if options.what == "evaluation" and (options.config or options.overrides):
-        raise UserError("`xsam benchmark evaluation` takes no config; its logits are made up")
-    report = evaluation() if options.what == "evaluation" else data(options.config, options.overrides)
-    print(json.dumps(report) if options.json else table(report))
+    what, device, stage = options.what, options.device, (options.config, options.overrides)
+    if any(stage) and not (options.config and what in ("data", "step")):
+        raise UserError("a config and its overrides are for `data CONFIG` and `step CONFIG`; the rest is made up")
+    if device == "cuda" and not measure.torch.cuda.is_available():
+        raise UserError("torch sees no GPU; `xsam doctor` may know why")
+    report = {
+        "model": lambda: model.report(device), "data": lambda: data.report(*stage),
+        "evaluation": lambda: evaluation.report(device), "growth": lambda: growth.report(device, options.out),
+        "step": lambda: step.of_stage(*stage) if options.config else step.beside_transformers(device),
+    }[what]()  # fmt: skip
+    print(json.dumps(report) if options.json else measure.table(report))
 
 
 def _parity(options: Options) -> int:

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -47,8 +47,8 @@ class Log:
         self._restart()
 
     def _restart(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._losses: dict[str, float] = defaultdict(float)
+        self._sums: Any = Counter()  # of floats, which its type does not know
+        self._losses: Any = Counter()
         self._sources: dict[str, list[float]] = defaultdict(list)
         self._steps = 0
         self._began = time.perf_counter()
@@ -70,15 +70,12 @@ class Log:
 
         One whose `grad_norm` is not finite was skipped; its losses are in no mean."""
         self._steps += 1
-        for name, value in {"waited": waited, "images": images, "tokens": text_tokens}.items():
-            self._sums[name] += value
-        if self._peak:
-            self._sums["flops"] += self._flops[source].get_total_flops()
+        flops = self._flops[source].get_total_flops() if self._peak else 0
+        self._sums.update(waited=waited, images=images, tokens=text_tokens, flops=flops)
         if math.isfinite(grad_norm):
-            self._sums["grad_norm"] += grad_norm
+            self._sums.update(grad_norm=grad_norm)
+            self._losses.update(losses)
             self._sources[source].append(sum(losses.values()))
-            for name, value in losses.items():
-                self._losses[name] += value
         else:
             self._skipped += 1
         self._bar.update()

@@ -107,7 +107,7 @@ def train(
     factor = optim.schedule(steps=steps, **stage.schedule)
     state = _find_state(work_dir, resume)
     num_queries: int = model.num_queries  # type: ignore[assignment]
-    engine, rates = _initialize(model, criterion, stage, accumulation, state)
+    engine, rates = initialize(model, criterion, stage, accumulation, state)
     first = checkpoint.load(engine, state) if state else 0
     loader = loader_factory(
         batch_size=stage.batch_size, accumulation=accumulation, rank=distributed.rank(),
@@ -132,10 +132,11 @@ def train(
             read = _share(asdict(counts) | read | {"interrupt": interrupt.noted}, f"step {step} of {source}")
             counts, stop = Counts(**{name: read.pop(name) for name in asdict(counts)}), read.pop("interrupt") > 0
             with log.counting(source) if log else nullcontext():
-                losses, grad_norm = _optimize(engine, stage, micro_batches, counts)
+                losses, grad_norm = optimize(engine, stage, micro_batches, counts)
             if not math.isfinite(grad_norm):
                 facts = {"step": step, "source": source, "seed": seed, "counts": asdict(counts), "losses": losses}
-                guard.record(engine, micro_batches, facts, work_dir / "skipped", config, stage.max_skipped)
+                with torch.compiler.set_stance("force_eager"):  # it looks into every module
+                    guard.record(engine, micro_batches, facts, work_dir / "skipped", config, stage.max_skipped)
 
             done = step + 1
             if log:
@@ -165,13 +166,14 @@ def _find_state(work_dir: Path, resume: bool) -> Path | None:
     return distributed.broadcast(state)
 
 
-def _initialize(
+def initialize(
     model: nn.Module, criterion: Criterion, stage: stages.Stage, accumulation: int, state: Path | None
 ) -> tuple[Any, list[float]]:
     """Freeze, group and wrap; returns the DeepSpeed engine and the learning rate of each parameter group."""
     import deepspeed
 
     stages.prepare(model, stage)
+    stages.compile_parts(model, stage.compile)
     distributed.say(stages.table(model, stage.lr, stage.lr_scale))
     groups = stages.parameter_groups(model, stage.lr, stage.lr_scale, stage.weight_decay)
     rates = [group["lr"] for group in groups]
@@ -191,7 +193,7 @@ def _deepspeed_config(stage: stages.Stage, accumulation: int, trainable: int) ->
     return {
         "train_micro_batch_size_per_gpu": stage.batch_size // distributed.world_size() // accumulation,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": stage.clip if stage.zero else 0.0,  # without ZeRO, _optimize clips
+        "gradient_clipping": stage.clip if stage.zero else 0.0,  # without ZeRO, optimize clips
         "zero_optimization": {"stage": stage.zero, "overlap_comm": cuda, "reduce_bucket_size": bucket} | offload,
         "zero_allow_untested_optimizer": True,  # torch's AdamW, which it is tested with all the same
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled at first use
@@ -232,7 +234,7 @@ def _open_log(
     return closing(Log(work_dir, stage, first=first, last=last))
 
 
-def _optimize(
+def optimize(
     engine: Any, stage: stages.Stage, micro_batches: list[Batch], counts: Counts
 ) -> tuple[dict[str, float], float]:
     """One update; returns the losses of the global batch and the norm of its gradient before clipping.

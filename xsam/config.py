@@ -5,12 +5,12 @@ class or function of this package; nothing is called before `build`."""
 
 import ast
 import importlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .data.records import read_json
 from .structures import UserError
 
 KEYS = ("model", "processor", "criterion", "mixture", "benchmarks", "stage")
@@ -29,10 +29,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config; the shipped ones are under configs/")
     if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not valid JSON ({error}); the file is damaged") from None
+        config = read_json(path)
     else:
         from mmengine.config import Config
 

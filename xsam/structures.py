@@ -15,7 +15,8 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # label of a token that is not supervised
 IMAGE_TOKEN = -200  # placeholder ids, never in a vocabulary: `<image>` becomes all tokens of one image,
-REGION_TOKEN = -300  # `<region>` the feature of one visual prompt
+REGION_TOKEN = -300  # `<region>` the feature of one visual prompt,
+REGION_POINTS = 256  # which is taken at so many points
 
 RLE = dict[str, Any]  # COCO run-length encoding: {"size": [H, W], "counts": str}
 _no_ints = partial(np.zeros, 0, np.int64)
@@ -95,10 +96,11 @@ class Encoded:
     target_ids: np.ndarray  # int16[layers, S, S], the SegmentMap in the frame
     target_labels: np.ndarray  # int64[N]
     target_segs: np.ndarray  # int64[N]
-    shared_candidates: bool
-    region_points: np.ndarray  # float32[R, P, 2], (x, y) in [0, 1] of the frame of the image they are drawn on
-    region_labels: np.ndarray  # int64[R]
-    region_images: np.ndarray  # int64[R], -1 = the sample's own image, else number of the reference
+    shared_candidates: bool = False
+    # float32[R, P, 2], (x, y) in [0, 1] of the frame of the image they are drawn on
+    region_points: np.ndarray = field(default_factory=partial(np.zeros, (0, REGION_POINTS, 2), np.float32))
+    region_labels: np.ndarray = field(default_factory=_no_ints)  # int64[R]
+    region_images: np.ndarray = field(default_factory=_no_ints)  # int64[R], -1 = the sample's own, else the reference's
     slots: np.ndarray = field(default_factory=_no_ints)  # int64[n], see `Sample.slots`
     references: tuple[tuple[np.ndarray, np.ndarray, tuple[int, int]], ...] = ()  # pixels, seg_pixels, seg_size as above
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from xsam import config
-from xsam.apps.prepare import PREPARED
+from xsam.apps.datasets import PREPARED
 from xsam.data.catalog import DATASETS, fits
 
 ROOT = Path(__file__).parents[2]

@@ -33,11 +33,14 @@ def test_rows_are_made_once_for_files_and_layout(source):
 
     def rows():
         made.append(1)
-        yield from ({"a": 1}, ["ü"], None, 5)
+        yield from zip("abbc", ({"a": 1}, ["ü"], None, 5), strict=True)
+        yield None, {"kinds": 2}
 
     for layout in ("one", "one", "two"):
         index = Index([source], layout, rows)
         assert list(index) == [{"a": 1}, ["ü"], None, 5]
+        assert index.ids.tolist() == ["a", "b", "b#2", "c"]
+        assert index.known == {"kinds": 2}
     assert len(made) == 2
     assert index.lengths.tolist() == [8, 11, 5, 2]  # compact JSON in ASCII and the end of the line
     for outside in (-1, 4):
@@ -47,7 +50,7 @@ def test_rows_are_made_once_for_files_and_layout(source):
 
 def test_a_file_that_changes_is_read_anew(source):
     def read():
-        return list(Index([source], "one", lambda: [source.read_text()]))
+        return list(Index([source], "one", lambda: [("", source.read_text())]))
 
     assert read() == ["x"]
     source.write_text("longer")
@@ -60,17 +63,19 @@ def test_a_file_that_changes_is_read_anew(source):
 def test_no_rows(source):
     index = Index([source], "one", lambda: [])
     assert len(index) == 0
-    assert list(index) == index.lengths.tolist() == []
+    assert list(index) == index.lengths.tolist() == index.ids.tolist() == []
+    assert index.known is None
 
 
 def test_bad_rows_are_refused_one_by_one_but_not_all(source):
-    index = Index([source], "one", lambda: [1, BadSample("record 1 has no text")])
+    index = Index([source], "one", lambda: [("x", 1), ("", BadSample("record 1 has no text"))])
     assert index[0] == 1
+    assert index.ids.tolist() == ["x", "record 1"]
     with pytest.raises(BadSample, match="^record 1 has no text$"):
         index[1]
     for _ in range(2):  # it stays refused
         with pytest.raises(UserError, match=r"source\.json: none of its 2 records can be used, the last: b"):
-            Index([source], "two", lambda: [BadSample("a"), BadSample("b")])
+            Index([source], "two", lambda: [("", BadSample("a")), ("", BadSample("b"))])
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -81,11 +86,11 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(source, monkeypatch):
     monkeypatch.setenv("XSAM_CACHE", str(source))
     with pytest.raises(UserError, match=r"source\.json cannot be written .*XSAM_CACHE"):
-        Index([source], "one", lambda: [1])
+        Index([source], "one", lambda: [("", 1)])
 
 
 def test_rows_that_were_cut_are_not_read(source, cache):
-    Index([source], "one", lambda: [1, 2])
+    Index([source], "one", lambda: [("", 1), ("", 2)])
     (rows,) = cache.glob("*.jsonl")
     rows.write_text("1\n")
     with pytest.raises(UserError, match="does not fit the rows beside it; delete it"):
@@ -97,7 +102,7 @@ def _slow_build(source, started, done):
         started.put(os.getpid())
         for number in range(3):
             time.sleep(0.1)
-            yield number
+            yield "", number
 
     done.put(list(Index([source], "one", rows)))
 
@@ -117,10 +122,10 @@ def test_two_processes_at_once_build_it_once(source):
 
 def _endless_build(source, started):
     def rows():
-        yield from range(1000)
+        yield from (("", number) for number in range(1000))
         started.put(os.getpid())
         while True:
-            yield 0
+            yield "", 0
 
     Index([source], "one", rows)
 
@@ -132,11 +137,11 @@ def test_a_killed_build_is_not_taken_for_complete(source):
     process.start()
     os.kill(started.get(timeout=60), signal.SIGKILL)
     process.join(60)
-    assert list(Index([source], "one", lambda: [7])) == [7]
+    assert list(Index([source], "one", lambda: [("", 7)])) == [7]
 
 
 def test_it_goes_to_workers(source):
-    index = Index([source], "one", lambda: range(6))
+    index = Index([source], "one", lambda: [("", number) for number in range(6)])
     assert list(pickle.loads(pickle.dumps(index))) == list(range(6))
     assert len(pickle.dumps(index)) < 1000  # the path alone
     loader = DataLoader(index, batch_size=None, num_workers=2, multiprocessing_context="fork")

@@ -67,15 +67,15 @@ def test_coco_vgd(tmp_path, records):
     assert data.categories == (7, 9)
     record = data[0]
     assert (record.image, record.image_id, record.height, record.width) == (str(tmp_path / "1.jpg"), "1", 40, 50)
-    assert [(i.id, i.category_id, i.is_crowd) for i in record.instances] == [(11, 7, False), (12, 9, False)]
-    for instance in record.instances:
+    assert [(i.id, i.category_id, i.is_crowd) for i in record.annotations] == [(11, 7, False), (12, 9, False)]
+    for instance in record.annotations:
         assert (record.mask(instance) == MASKS[instance.id]).all()
-    assert set(record.instances[0].prompts) == {"box", "mask"}  # an empty one and a missing one are not there
+    assert set(record.annotations[0].prompts) == {"box", "mask"}  # an empty one and a missing one are not there
     assert (record.having("point"), record.having("point", "box"), record.having()) == ([1], [0, 1], [])
-    assert decode_rle(data.prompt(record, record.instances[1], "scribble")).sum() == 10  # as stored
-    drawn = {kind: data.prompt(data[1], data[1].instances[0], kind) for kind in KINDS}  # none are stored
+    assert decode_rle(data.prompt(record, record.annotations[1], "scribble")).sum() == 10  # as stored
+    drawn = {kind: data.prompt(data[1], data[1].annotations[0], kind) for kind in KINDS}  # none are stored
     assert all(decode_rle(rle).any() for rle in drawn.values())
-    assert drawn == {kind: data.prompt(data[1], data[1].instances[0], kind) for kind in KINDS}
+    assert drawn == {kind: data.prompt(data[1], data[1].annotations[0], kind) for kind in KINDS}
     with pytest.raises(IndexError):
         data[2]
 
@@ -84,7 +84,7 @@ def test_crowds_are_kept_apart(tmp_path):
     crowd = annotation(12, 9, iscrowd=1)
     data = read(tmp_path, [vgd(1, annotation(11, 7), crowd), vgd(2, annotation(13, 8, iscrowd=1))])
     assert len(data) == 1  # an image with nothing but a crowd is no record
-    assert [i.is_crowd for i in data[0].instances] == [False, True]
+    assert [i.is_crowd for i in data[0].annotations] == [False, True]
     assert data[0].having(*KINDS) == [0]
     assert data.categories == (7,)
 
@@ -98,7 +98,7 @@ def test_coco_interactive_gives_points_and_scribbles_their_brush(tmp_path):
     }
     content = [image | {"anns": [found]}]
     data = read(tmp_path, content, CocoInteractive)
-    record, instance = data[0], data[0].instances[0]
+    record, instance = data[0], data[0].annotations[0]
     areas = {kind: int(decode_rle(data.prompt(record, instance, kind)).sum()) for kind in KINDS}
     rows = np.arange(40)[:, None] - 8
     columns = np.arange(50)[None] - 8
@@ -113,7 +113,7 @@ def test_coco_interactive_gives_points_and_scribbles_their_brush(tmp_path):
 def test_psalms_file(tmp_path):
     data = CocoInteractive(REFDATA / "interactive/coco_interactive_val_psalm.json", tmp_path, scale=0)
     expected = json.loads((REFDATA / "interactive/expected_prompt_areas.json").read_text())["items"]
-    found = [(record, instance) for _, record in data.usable() for instance in record.instances]
+    found = [(record, instance) for _, record in data.tried() for instance in record.annotations]
     assert len(data) == 6
     for (record, instance), item in zip(found, expected, strict=True):
         truth = record.mask(instance)
@@ -140,8 +140,8 @@ def test_any_coco_instances_have_prompts(tmp_path):
     data = CocoVgd(coco(tmp_path), tmp_path, scale=0.2)
     assert [data.id(i) for i in range(len(data))] == ["1", "3"]
     assert data.categories == (7, 9)
-    assert (data[1].mask(data[1].instances[0]) == MASKS[13]).all()
-    x0, y0, x1, y1 = mask_box(decode_rle(data.prompt(data[1], data[1].instances[0], "box")))
+    assert (data[1].mask(data[1].annotations[0]) == MASKS[13]).all()
+    x0, y0, x1, y1 = mask_box(decode_rle(data.prompt(data[1], data[1].annotations[0], "box")))
     assert (x1 - x0, y1 - y0) == (pytest.approx(15, abs=2), pytest.approx(5, abs=1))
     assert data[1].having(*KINDS) == [0]  # not the crowd
 
@@ -154,8 +154,8 @@ def test_a_written_file_holds_what_would_be_drawn(tmp_path):
     for i in range(2):
         for place in written[i].having(*KINDS):
             for kind in KINDS:
-                mine = written.prompt(written[i], written[i].instances[place], kind)
-                assert mine == drawn.prompt(drawn[i], drawn[i].instances[place], kind)
+                mine = written.prompt(written[i], written[i].annotations[place], kind)
+                assert mine == drawn.prompt(drawn[i], drawn[i].annotations[place], kind)
     row = json.loads(out.read_text())[0]
     assert (row["image_id"], row["image_size"], row["image_file"]) == (1, [40, 50], "1.jpg")
     assert row["annotations"][0]["bbox"] == [3, 2, 20, 10]
@@ -224,10 +224,10 @@ POINT = (*FIRST, "visual_prompts", "box_visual_prompt")
 def test_a_broken_record_is_named_and_the_others_are_read(tmp_path, records, path, value, message):
     data = read(tmp_path, [change(records[0], path, value), *records[1:]])
     assert len(data) == 2
-    broken = next(i for i, record in data.usable() if record is None)
+    broken = next(i for i, (_, record) in enumerate(data.tried()) if isinstance(record, BadSample))
     with pytest.raises(BadSample, match=message):
         data[broken]
-    assert [i.id for i in data[1 - broken].instances][-1] in (12, 13)
+    assert [i.id for i in data[1 - broken].annotations][-1] in (12, 13)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_broken_record_is_named_and_the_others_are_read(tmp_path, records, pat
 )
 def test_a_broken_mask_is_named_when_it_is_asked_for(tmp_path, records, path, value, message):
     data = read(tmp_path, [change(records[0], path, value)])
-    instance = data[0].instances[0]
+    instance = data[0].annotations[0]
 
     def ask():
         return data[0].mask(instance), data.prompt(data[0], instance, "box")

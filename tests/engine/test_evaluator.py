@@ -15,7 +15,7 @@ import torch
 from xsam import config
 from xsam.cli import main
 from xsam.data.masks import decode_rle
-from xsam.engine import evaluator, predictions
+from xsam.engine import evaluator, results
 from xsam.structures import UserError
 
 
@@ -92,7 +92,7 @@ def test_batches_change_nothing(setup, tmp_path):
     for name in rows:
         for metric, value in one[name]["metrics"].items():
             assert four[name]["metrics"][metric] == pytest.approx(value, abs=0.05)
-        alone, together = (predictions.read(tmp_path / run / "predictions" / name) for run in ("one", "four"))
+        alone, together = (results.read_answers(tmp_path / run / "predictions" / name) for run in ("one", "four"))
         for answer in alone.values():
             segments, others = answer.segments, together[answer.id].segments
             assert [s.label for s in segments] == [s.label for s in others]
@@ -114,13 +114,34 @@ def test_an_image_is_encoded_once_in_a_batch(setup, tmp_path):
     assert len(shown) < 3
 
 
+def test_strict_reads_masks_from_the_generation(setup, tmp_path, monkeypatch):
+    """Each image is encoded once and each prompt read once; rows that ask for nothing, or cannot be read, stay."""
+    model, processor, rows = setup
+    plain, ran = type(model).generate, []
+    said = [[processor.seg_id], [], [processor.open_id, processor.seg_id]]
+
+    def generate(self, *args):
+        _, hidden = plain(self, *args)
+        return said, hidden
+
+    monkeypatch.setattr(type(model), "generate", generate)
+    model.seg_encoder.register_forward_pre_hook(lambda _, args: ran.append(("images", len(args[0]))))
+    model.llm.model.register_forward_pre_hook(
+        lambda _, args, given: ran.append(("tokens", given["inputs_embeds"].shape[1])), with_kwargs=True
+    )
+    found = evaluator.evaluate(model, processor, {"a": rows["shapes_panoptic"]}, tmp_path, protocol="strict", limit=3)
+    assert found["a"]["failed"] >= 2
+    assert [count for kind, count in ran if kind == "images"] == [3]
+    assert len([count for kind, count in ran if kind == "tokens" and count > 1]) == 1
+
+
 def test_strict_counts_empty_answers_as_failures(setup, tmp_path, monkeypatch):
     """A mask without a pixel is no answer, unless nothing may be meant."""
     model, processor, rows = setup
     nothing = [(torch.zeros(96, 96, dtype=torch.bool), "", 1.0)]
     monkeypatch.setattr(type(config.build(rows["shapes_refer"])), "found", lambda *_: nothing)
     seg = processor.seg_id
-    monkeypatch.setattr(type(model), "generate", lambda self, batch, *_: [[seg]] * len(batch.ids))
+    monkeypatch.setattr(type(model), "generate", lambda self, batch, *_: ([[seg]] * len(batch.ids), None))
     rows = {name: rows[name] for name in ("shapes_refer", "shapes_grefer")}
     strict = evaluator.evaluate(model, processor, rows, tmp_path / "s", protocol="strict", limit=2)
     assert [row["failed"] for row in strict.values()] == [2, 0]
@@ -133,7 +154,7 @@ def test_strict_answers(setup, tmp_path, monkeypatch, answer, failed):
     """One <SEG> and balanced tags, or the sample failed."""
     model, processor, rows = setup
     ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
-    monkeypatch.setattr(type(model), "generate", lambda self, batch, *_: [ids] * len(batch.ids))
+    monkeypatch.setattr(type(model), "generate", lambda self, batch, *_: ([ids] * len(batch.ids), None))
     whole = [(torch.ones(96, 96, dtype=torch.bool), "", 1.0)]
     monkeypatch.setattr(type(config.build(rows["shapes_refer"])), "found", lambda *_: whole)
     rows = {"shapes_refer": rows["shapes_refer"]}
@@ -178,7 +199,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_results(setup, tmp_path):
         time.sleep(rng.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        kept.append(sum(len(predictions.read(folder / "predictions" / name)) for name in rows))
+        kept.append(sum(len(results.read_answers(folder / "predictions" / name)) for name in rows))
         assert run(folder) == whole
     assert min(kept) < 24  # some came in the middle of it
 

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xsam import config as configs
-from xsam.apps.pictures import Pictures
+from xsam.apps.pages import Pictures
 from xsam.cli import main
 
 SCRIPT = Path(__file__).with_name("mixed.py")

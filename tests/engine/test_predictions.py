@@ -2,26 +2,26 @@
 
 import pytest
 
-from xsam.engine import predictions
+from xsam.engine import results
 from xsam.structures import Prediction, Segment, UserError
 
 SEGMENT = Segment({"size": [2, 2], "counts": "04"}, "red", 0.5)
 
 
 def test_a_line_that_a_kill_cut_off_is_asked_again(tmp_path):
-    answers = predictions.Answers(tmp_path)
+    answers = results.Answers(tmp_path)
     answers.add([Prediction(id="a", segments=(SEGMENT,)), Prediction(id="b", text="ü\n")])
     part = tmp_path / "part-0.jsonl"
     whole = part.read_bytes()
     assert whole.count(b"\n") == 2
     for cut in range(len(whole)):
         part.write_bytes(whole[:cut])
-        known = set(predictions.read(tmp_path))
+        known = set(results.read_answers(tmp_path))
         assert known == {"a", "b"} if cut == len(whole) - 1 else known <= {"a"}
-        again = predictions.Answers(tmp_path)
+        again = results.Answers(tmp_path)
         assert again.done == known
         again.add([Prediction(id="a", segments=(SEGMENT,)), Prediction(id="b", text="ü\n")])
-        assert predictions.read(tmp_path) == {
+        assert results.read_answers(tmp_path) == {
             "a": Prediction(id="a", segments=(SEGMENT,)), "b": Prediction(id="b", text="ü\n"),
         }  # fmt: skip
         assert part.read_bytes().startswith(whole[:cut])  # nothing that was written is changed
@@ -34,7 +34,7 @@ def test_predictions_of_others_are_not_taken_for_these(tmp_path):
     rows = {"refer": {"type": "T", "split": "val", "metric": "m"}}
 
     def claim(protocol="paper", config=config, rows=rows):
-        return predictions.claim(tmp_path / "out", str(weights), protocol, config, rows)
+        return results.claim(tmp_path / "out", str(weights), protocol, config, rows)
 
     sha = claim()
     assert sha == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"  # sha256sum of "one"

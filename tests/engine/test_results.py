@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from xsam import config
-from xsam.apps import gallery
+from xsam.apps import pages
 from xsam.data.masks import encode_rle
-from xsam.engine import evaluator, predictions, results
+from xsam.engine import evaluator, results
 from xsam.engine.score import score
 from xsam.structures import Prediction, Segment, UserError
 
@@ -23,7 +23,7 @@ def rows(world):
 def answered(row, folder, answer):
     """Predictions of a benchmark as `answer(sample)` gives them; the task and its indices."""
     task = config.build(row)
-    answers = predictions.Answers(folder)
+    answers = results.Answers(folder)
     for index in range(len(task)):
         sample = task.sample(index, np.random.default_rng(evaluator.key("evaluate", task.id(index))))
         answers.add([Prediction(id=sample.id, segments=answer(sample))])
@@ -115,7 +115,7 @@ def test_the_official_formats_score_the_same(name, rows, world, tmp_path):
     if name == "shapes_gcg":
         said = "a picture with <p>a thing</p> and <p>sky</p> . <SEG>."
         ids = processor.tokenizer(said, add_special_tokens=False).input_ids
-        type(model).generate, kept = (lambda self, batch, *_: [ids] * len(batch.ids)), type(model).generate
+        type(model).generate, kept = (lambda self, batch, *_: ([ids] * len(batch.ids), None)), type(model).generate
     try:
         found = evaluator.evaluate(model, processor, {name: rows[name]}, tmp_path, official=True)[name]
     finally:
@@ -162,12 +162,12 @@ def test_the_gallery_shows_the_worst(rows, tmp_path):
     folder = tmp_path / "predictions/shapes_refer"
     task, indices = answered(rows["shapes_refer"], folder, right(0.9))
     results.score(task, indices, folder)
-    gallery.write(tmp_path, {"shapes_refer": rows["shapes_refer"], "shapes_chat": rows["shapes_chat"]})
+    pages.gallery(tmp_path, {"shapes_refer": rows["shapes_refer"], "shapes_chat": rows["shapes_chat"]})
     page = (tmp_path / "gallery/shapes_refer.html").read_text()
     worst = page[page.index("The worst") : page.index("At random")]
     scores = json.loads((folder / "scores.json").read_text())
-    bad = sorted(id for id, value in scores.items() if value == 0)[: gallery.COUNT]
+    bad = sorted(id for id, value in scores.items() if value == 0)[: pages.COUNT]
     assert bad
     assert all(f"<h3>{id}: 0.0</h3>" in worst for id in bad)
-    assert worst.count("data:image/jpeg") == 2 * gallery.COUNT
+    assert worst.count("data:image/jpeg") == 2 * pages.COUNT
     assert not (tmp_path / "gallery/shapes_chat.html").exists()  # was not answered

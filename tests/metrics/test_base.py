@@ -9,7 +9,7 @@ import pytest
 from xsam.metrics import base
 from xsam.metrics.base import Metric
 from xsam.metrics.choice import ChoiceScore
-from xsam.metrics.iou import ReferringIoU, ReferringIoUByKind
+from xsam.metrics.iou import ReferringIoU
 from xsam.metrics.panoptic import PanopticQuality
 from xsam.metrics.semantic import SemanticIoU
 
@@ -26,8 +26,8 @@ def count_iou(metric: Any, image: int) -> None:
 
 
 def count_kind(metric: Any, image: int) -> None:
-    metric.update(*masks(image), "many" if image == 2 else "")
-    metric.update(*masks(image + 3), "one")
+    metric.update(*masks(image), kind="many" if image == 2 else "")
+    metric.update(*masks(image + 3), kind="one")
 
 
 def count_segments(metric: Any, image: int) -> None:
@@ -47,7 +47,7 @@ def count_answers(metric: Any, image: int) -> None:
     "fresh, count",
     [
         (ReferringIoU, count_iou),
-        (ReferringIoUByKind, count_kind),
+        (ReferringIoU, count_kind),
         (lambda: PanopticQuality({5: True, 7: False}), count_segments),
         (lambda: SemanticIoU(4), count_labels),
         (ChoiceScore, count_answers),

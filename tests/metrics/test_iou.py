@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from xsam.data.masks import decode_rle
-from xsam.metrics.iou import THRESHOLDS, ReferringIoU, ReferringIoUByKind
+from xsam.metrics.iou import THRESHOLDS, ReferringIoU
 from xsam.structures import UserError
 
 REFDATA = Path(__file__).parents[2] / "../shared/refdata"
@@ -137,10 +137,10 @@ def test_ignored_regions_of_reasonseg(name: str) -> None:
 
 def test_kinds_are_scored_apart_and_together() -> None:
     full, half, none = np.ones((2, 2), bool), np.array([[True, True], [False, False]]), np.zeros((2, 2), bool)
-    left, right = ReferringIoUByKind(), ReferringIoUByKind()
-    left.update(full, full, "easy")
-    right.update(half, full, "hard")
-    right.update(none, full, "hard")
+    left, right = ReferringIoU(), ReferringIoU()
+    left.update(full, full, kind="easy")
+    right.update(half, full, kind="hard")
+    right.update(none, full, kind="hard")
     right.update(full, full)
     left.merge(right)
     scores = left.compute()

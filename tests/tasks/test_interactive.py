@@ -40,7 +40,7 @@ def rectangle(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
 def test_one_object_per_sample(world, kind):
     interactive = task(world, prompt=kind)
     assert len({interactive.id(i) for i in range(len(interactive))}) == len(interactive)
-    objects = sum(len(record.instances) for _, record in interactive.data.usable())
+    objects = sum(len(record.annotations) for _, record in interactive.data.tried())
     assert len(interactive) == objects > 8
     right, wrong = interactive.metric(), interactive.metric()
     for index in range(len(interactive)):
@@ -73,7 +73,7 @@ def test_training_draws_object_kind_and_words(world):
     again = interactive.sample(1, np.random.default_rng(3))
     assert (again.turns, again.regions) == (samples[3].turns, samples[3].regions)
     only = task(world, train=True, prompt="box").sample(1, np.random.default_rng(0))
-    assert only.regions[0].mask["counts"] in {i.prompts["box"] for i in record.instances}
+    assert only.regions[0].mask["counts"] in {i.prompts["box"] for i in record.annotations}
 
 
 def chosen(masks: list[np.ndarray], scores: list[float], prompt: np.ndarray, kind: str) -> int:
@@ -145,7 +145,7 @@ def test_records_that_cannot_be_used_stay_in_the_benchmark(world, tmp_path):
     data = CocoInteractive(path, world / "val", scale=0)
     whole = task(world, prompt="point")
     broken = InteractiveSegmentation(data=data, prompt="point")
-    first = len(whole.data[0].instances)
+    first = len(whole.data[0].annotations)
     assert len(broken) == len(whole) - first + 1
     with pytest.raises(ValueError, match="'height' is '96'"):
         broken.sample(0, np.random.default_rng(0))

@@ -47,7 +47,7 @@ def test_training_asks_for_all_classes_and_some_others(world):
     for seed in range(200):
         sample = draw(source, 0, seed)
         record = source.data[0]
-        present = {i.category_id for i in record.instances}
+        present = {i.category_id for i in record.annotations}
         slots = sample.slots.tolist()
         assert len(set(slots)) == len(slots)
         assert present <= set(slots) <= set(source.data.categories)
@@ -56,8 +56,8 @@ def test_training_asks_for_all_classes_and_some_others(world):
         assert sample.turns[0].question.count("<p><region></p>") == len(slots)
         assert [region.label for region in sample.regions] == sorted(present)  # one of each that is shown
         assert all(not region.image for region in sample.regions)
-        assert sample.masks.count == len(record.instances)
-        for mask, label, instance in zip(unpack(sample.masks), sample.labels, record.instances, strict=True):
+        assert sample.masks.count == len(record.annotations)
+        for mask, label, instance in zip(unpack(sample.masks), sample.labels, record.annotations, strict=True):
             assert slots[label] == instance.category_id
             assert (mask == record.mask(instance)).all()
         areas.add(sample.regions[0].mask["counts"])
@@ -65,7 +65,7 @@ def test_training_asks_for_all_classes_and_some_others(world):
     assert set(extras) == set(range(left + 1))
     assert 100 < extras[0] < 140  # half of the samples and a sixth of the others: 117
     assert len(orders) > 10
-    first = [i for i in record.instances if i.category_id == sample.regions[0].label]
+    first = [i for i in record.annotations if i.category_id == sample.regions[0].label]
     assert areas == {i.prompts[kind] for i in first for kind in KINDS}  # any of its prompts
     assert draw(source, 0, 7).turns == draw(source, 0, 7).turns
 
@@ -74,7 +74,7 @@ def test_crowds_are_neither_targets_nor_absent(world, tmp_path):
     text = (world / "vgd/val.json").read_text()
     path = tmp_path / "val.json"
     path.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1', 1))
-    whole = task(world, prompt="box").data[0].instances
+    whole = task(world, prompt="box").data[0].annotations
     source = VisualGrounding(data=CocoVgd(path, world / "val"), train=True)
     for seed in range(20):
         sample = draw(source, 0, seed)
@@ -86,7 +86,7 @@ def test_crowds_are_neither_targets_nor_absent(world, tmp_path):
 def test_an_object_without_a_prompt_trains_only_beside_another_of_its_class(world):
     source = task(world, train=True)
     record = source.data[0]
-    bare = replace(record, instances=tuple(replace(i, prompts={}) for i in record.instances))
+    bare = replace(record, annotations=tuple(replace(i, prompts={}) for i in record.annotations))
     source.data = type("Stub", (), {"__getitem__": lambda _, i: bare, "path": "a.json"})()
     with pytest.raises(BadSample, match=r"a\.json: image .*: no object of class \d has a prompt"):
         draw(source, 0)
@@ -100,13 +100,13 @@ def test_evaluation_asks_for_what_is_there(world, kind):
     for index in range(len(source)):
         sample, record = draw(source, index), source.data[index]
         listed = sample.truth["categories"]
-        assert listed == sorted({i.category_id for i in record.instances})
+        assert listed == sorted({i.category_id for i in record.annotations})
         assert len(sample.slots) == 0
         assert len(sample.regions) == sample.turns[0].question.count("<region>") == len(listed)
         asked = QUESTIONS[0].format(regions=", ".join(["<p><region></p>"] * len(listed)))
         assert (sample.turns[0].question, sample.turns[0].answer) == (f"<image>\n{asked}", ANSWERS[0])
         for category, region in zip(listed, sample.regions, strict=True):
-            assert region.mask["counts"] in {i.prompts[kind] for i in record.instances if i.category_id == category}
+            assert region.mask["counts"] in {i.prompts[kind] for i in record.annotations if i.category_id == category}
         source.score(right, source.postprocess([perfect(sample)], "", sample), sample)
         failed = source.postprocess([], "no mask here", sample)
         assert failed.failed
@@ -117,15 +117,15 @@ def test_evaluation_asks_for_what_is_there(world, kind):
 
 def test_only_objects_with_a_prompt_of_the_kind_are_the_truth(world, tmp_path):
     rows = CocoVgd(world / "vgd/val.json", world / "val")
-    first = rows[0].instances[0]
+    first = rows[0].annotations[0]
     text = (world / "vgd/val.json").read_text()
     point = f'"point_visual_prompt": {{"size": [96, 96], "counts": "{first.prompts["point"]}"}}'.replace("\\", "\\\\")
     assert point in text
     path = tmp_path / "val.json"
     path.write_text(text.replace(point, '"point_visual_prompt": null', 1))
     data = CocoVgd(path, world / "val")
-    assert draw(VisualGrounding(data=data, prompt="point"), 0).masks.count == len(rows[0].instances) - 1
-    assert draw(VisualGrounding(data=data, prompt="box"), 0).masks.count == len(rows[0].instances)
+    assert draw(VisualGrounding(data=data, prompt="point"), 0).masks.count == len(rows[0].annotations) - 1
+    assert draw(VisualGrounding(data=data, prompt="box"), 0).masks.count == len(rows[0].annotations)
 
 
 def test_cross_image_shows_each_class_on_another_image(world):
@@ -139,7 +139,7 @@ def test_cross_image_shows_each_class_on_another_image(world):
             assert sample.masks.count == len(sample.labels) > 0
             for category, region in zip(sample.truth["categories"], sample.regions, strict=True):
                 assert region.image not in ("", sample.image)
-                shown = [i for i in by_image[region.image].instances if i.category_id == category]
+                shown = [i for i in by_image[region.image].annotations if i.category_id == category]
                 assert region.mask["counts"] in {i.prompts["mask"] for i in shown}
                 references.add((index, category, region.image))
     assert len(references) > 2 * len(source)
@@ -149,11 +149,11 @@ def test_absent_classes_are_asked_for_in_a_share_of_the_questions(world):
     source = task(world, prompt="mask", cross=True, absent=0.5)
     asked = possible = 0
     metric = source.metric()
-    records = {record.image_id: record for _, record in source.data.usable()}
+    records = {record.image_id: record for _, record in source.data.tried()}
     for index in range(len(source)):
         for seed in range(30):
             sample = draw(source, index, 100 * index + seed)
-            present = {i.category_id for i in records[sample.id].instances}
+            present = {i.category_id for i in records[sample.id].annotations}
             extra = set(sample.truth["categories"]) - present
             assert len(extra) <= 1
             asked += len(extra)
@@ -168,7 +168,7 @@ def test_absent_classes_are_asked_for_in_a_share_of_the_questions(world):
     own = task(world, prompt="mask", absent=1.0)  # the others on the image itself
     for index in range(len(own)):
         sample = draw(own, index)
-        present = {i.category_id for i in records[sample.id].instances}
+        present = {i.category_id for i in records[sample.id].annotations}
         elsewhere = [c for c, r in zip(sample.truth["categories"], sample.regions, strict=True) if r.image]
         assert len(elsewhere) == (present < set(own.shown))
         assert not present.intersection(elsewhere)
@@ -176,7 +176,10 @@ def test_absent_classes_are_asked_for_in_a_share_of_the_questions(world):
 
 def test_a_class_that_one_image_shows_cannot_come_from_another(world):
     source = task(world, prompt="mask", cross=True)
-    shown = {c: [i for i, r in source.data.usable() if c in {x.category_id for x in r.instances}] for c in range(1, 7)}
+    shown = {
+        c: [i for i, (_, r) in enumerate(source.data.tried()) if c in {x.category_id for x in r.annotations}]
+        for c in range(1, 7)
+    }
     for index in range(len(source)):
         for category in draw(source, index).truth["categories"]:
             assert len(shown[category]) > 1

@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,23 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from .. import config as configs
 from ..data import postprocess
 from ..data.collate import collate, uncollate
 from ..data.images import fit_frame
 from ..data.masks import pack, pad_ids, resize_ids, unpack
 from ..data.records import read_json
 from ..data.regions import sample_points
-from ..models.connector import Connector
 from ..models.criterion import Criterion, Draws
-from ..models.encoders import SamEncoder, SiglipEncoder
 from ..models.language import causal_lm
-from ..models.mask_decoder import MaskDecoder
-from ..models.mask_head import ClosedSetClassifier, ConditionClassifier
+from ..models.mask_head import ConditionClassifier
 from ..models.matcher import Matcher, Matches
-from ..models.pixel_decoder import PixelDecoder
-from ..models.projector import Projector
 from ..models.xsam import XSamModel, normalize
-from ..structures import IGNORE_INDEX, Encoded, ItemOutput, SegmentMap, UserError
+from ..structures import IGNORE_INDEX, REGION_POINTS, Encoded, ItemOutput, SegmentMap, UserError
 from .loading import EMBEDDING, read_tensors
 from .released import part_of, to_official, translate
 
@@ -46,8 +43,10 @@ Named = Iterator[tuple[str, Tensor]]
 TOLERANCE = 1e-4  # of max(1, largest recorded value); of the value itself for a loss
 PIXELS = 5e-4  # share of the pixels of a mask or an id map that may differ
 GRADIENT = 1e-3  # of the norm of a gradient, unless that is below 1e-5 of the global norm; then 1e-6 absolute
-REGION_POINTS = 256
-INPUT, OUTPUT = 0, 1  # of what is kept of a module's call
+OUTPUT = 1  # of what is kept of a module's call: its input, then its outputs
+# `parts`: the config of each part of the model, by what its weights' names begin with; the values are places in the
+# `tiny_config`. `made`: recorded names, in which {k} counts, and the calls of modules that make them: name, place.
+TABLES = read_json(Path(__file__).with_suffix(".json"))
 
 
 class Recording:
@@ -79,38 +78,27 @@ class Recording:
             weights = {name: weights[name] for name in names if name in weights}
         weights |= self.tensors(f"s{stage}.state_dict_extra", optional=True)
         ours = {new: weights[name] for name, new in translate(weights).items() if new is not None}
-        model = build(self.sizes, ours).eval()
+        model = build(self.sizes, ours).train()  # then the decoder gives all its outputs; nothing else differs
         model.load_state_dict(ours)
         return model
 
 
 def build(sizes: Mapping[str, Any], weights: Tensors) -> XSamModel:
     """The model that a `tiny_config` describes, with the parts that the weights (our names) are for."""
-    sam, siglip, llm, m2f = (sizes[key] for key in ("sam", "siglip", "llm", "m2f"))
-    C, width, heads = m2f["hidden_dim"], llm["hidden_size"], m2f["num_attention_heads"]
-    pyramid, open_set = sizes["feature_channels"], "classifier.background" in weights
-    parts: dict[str, Any] = {
-        "seg_encoder": SamEncoder(
-            image_size=sam["image_size"], patch_size=sam["patch_size"], channels=sam["hidden_size"],
-            depth=sam["num_hidden_layers"], num_heads=sam["num_attention_heads"], mlp_ratio=sam["mlp_ratio"],
-            window_size=sam["window_size"], global_blocks=sam["global_attn_indexes"]),
-        "vision_encoder": SiglipEncoder(
-            image_size=siglip["image_size"], patch_size=siglip["patch_size"], channels=siglip["hidden_size"],
-            depth=siglip["num_hidden_layers"], num_heads=siglip["num_attention_heads"],
-            mlp_channels=siglip["intermediate_size"]),
-        "projector": Projector(siglip["hidden_size"], width), "phrase_projector": Projector(width, C),
-        "seg_projector": Projector(sam["hidden_size"], width, unshuffle=True),
-        "connector": Connector(sam["hidden_size"], sizes["connector_hidden_dim"], pyramid),
-        "pixel_decoder": PixelDecoder(pyramid, C, m2f["encoder_layers"], heads, m2f["encoder_feedforward_dim"]),
-        "mask_decoder": MaskDecoder(
-            C, m2f["num_queries"], m2f["decoder_blocks"], heads, m2f["dim_feedforward"], m2f["levels"]),
-        "classifier": ConditionClassifier(C) if open_set else ClosedSetClassifier(C, m2f["num_labels"]),
-    }  # fmt: skip
+
+    def placed(value: Any) -> Any:
+        return reduce(getitem, value.split("."), sizes) if isinstance(value, str) else value
+
+    parts: dict[str, Any] = {}
+    for start, node in TABLES["parts"].items():
+        if any(name.startswith(start) for name in weights):
+            values = {key: placed(value) for key, value in node.items() if key != "type"}
+            parts[part_of(start)] = configs.build({"type": node["type"], **values})
     if EMBEDDING in weights:
-        own, rows = {key: llm[key] for key in llm.keys() - {"type", "attention", "vocab_rows"}}, len(weights[EMBEDDING])
+        llm, rows = sizes["llm"], len(weights[EMBEDDING])
+        own = {key: llm[key] for key in llm.keys() - {"type", "attention", "vocab_rows"}}
         parts["llm"] = causal_lm(model_type=llm["type"], vocab_size=rows, pad_token_id=None, eos_token_id=None, **own)
-    parts = {name: parts[name] for name in parts.keys() & {part_of(name) for name in weights}}
-    return XSamModel(levels=sizes["seg_select_layers_used"], seg_level=sam["num_hidden_layers"] - 1, **parts)
+    return XSamModel(levels=sizes["seg_select_layers_used"], seg_level=sizes["sam"]["num_hidden_layers"] - 1, **parts)
 
 
 class _Recorded:
@@ -217,35 +205,28 @@ class _Case:
                 seg_pixel_values=self.pixels[i].numpy(), seg_size=sizes[i], image_size=image_sizes[i],
                 target_ids=pack(given[f"processed.mask_labels_u8.{i}"][:N].bool().numpy()).ids,
                 target_labels=targets.numpy(), target_segs=np.arange(N) if shared else np.zeros(N, np.int64),
-                shared_candidates=shared, region_points=np.zeros((0, REGION_POINTS, 2), np.float32),
-                region_labels=np.zeros(0, np.int64), region_images=np.zeros(0, np.int64),
+                shared_candidates=shared,
             )  # fmt: skip
 
     def made(self, pattern: str, part: int = OUTPUT) -> list[Any]:
         """What went into, or came out of, the modules with such names, in the order in which they ran."""
-        return [call[part] for name, call in self.calls.items() if re.fullmatch(pattern, name)]
+        found = [call[part] for name, call in self.calls.items() if re.fullmatch(pattern, name)]
+        return [each for value in found for each in (value if isinstance(value, list) else [value])]
 
     def ours(self) -> Named:
         """Our tensors under the recorded names, in which {k} counts them. The model knows nothing of these names."""
-        made, batch, model, output = self.made, self.batch, self.model, self.output
-        layers = r"vision_encoder.encoder.layers.\d+"
+        batch, model, output = self.batch, self.model, self.output
         named: dict[str, Iterable[Tensor]] = {
-            "sam.hidden_states.{k}": made("seg_encoder.layers.0", INPUT) + made(r"seg_encoder.layers.\d+"),
-            "siglip.hidden_states.{k}": made(layers, INPUT)[:1] + made(layers),
-            "visual_projector.out": made("projector"), "seg_projector.out": made("seg_projector"),
-            "connector.out.{k}": itertools.chain(*made("connector")),
-            "pixel_decoder.enc.{k}.msdeform_attn": made(r"pixel_decoder.layers.\d+.self_attn"),
-            "pixel_decoder.mask_features": made("pixel_decoder"),
-            "pixel_decoder.multi_scale_features.{k}": self.features.levels,
-            "decoder.class_logits_per_layer.{k}": output.class_logits,
-            "out.class_queries_logits": output.class_logits[-1:],
-        }  # fmt: skip
+            name: itertools.chain(*(self.made(*call) for call in calls)) for name, calls in TABLES["made"].items()
+        }
         if len(output.mask_embeds):
             logits = torch.einsum("ldqc,dchw->ldqhw", output.mask_embeds, output.mask_features[output.item_image])
             first = F.interpolate(logits[-1, :, :1], self.pixels.shape[-2:], mode="bilinear", align_corners=False)
             named |= {
                 "decoder.intermediate_hidden_states(Q,B,C).{k}": self.calls["mask_decoder"][OUTPUT].transpose(1, 2),
                 "decoder.mask_logits_per_layer.{k}": logits,
+                "decoder.class_logits_per_layer.{k}": output.class_logits,
+                "out.class_queries_logits": output.class_logits[-1:],
                 "out.masks_queries_logits_upsampled[:, :1]": [first],  # of the first query: more was not stored
             }
         if len(self.region_image) > 1:
@@ -256,9 +237,7 @@ class _Case:
         if self.spliced is not None and model.llm is not None:
             positions, hidden = self.spliced.positions, self.calls["llm.model.norm"][OUTPUT]
             named |= {
-                "llm.inputs_embeds": made("llm.model.layers.0", INPUT),
-                "llm.hidden_states.{k}": [*made(r"llm.model.layers.\d+", INPUT), hidden],
-                "llm.generated_last_hidden": [hidden], "llm.logits": [model.llm.lm_head(hidden)],
+                "llm.logits": [model.llm.lm_head(hidden)],
                 "llm.labels": [torch.full(hidden.shape[:2], IGNORE_INDEX).scatter(1, positions, batch.labels)],
                 "llm.position_ids": [torch.arange(hidden.shape[1]).expand(len(hidden), -1)],
                 "llm.sequences": [torch.tensor([self.answer])],

@@ -1,47 +1,15 @@
 """Names of the released X-SAM checkpoints <-> ours: one table, read in both directions."""
 
+import json
 import re
 from collections.abc import Collection
+from pathlib import Path
 
-# (official, ours); the first row that a name begins with decides. `{}` stands for a number.
-TABLE = (
-    ("visual_encoder.vision_model.", "vision_encoder."),
-    ("visual_projector.model.", "projector.layers."),
-    ("seg_projector.model.", "seg_projector.layers."),
-    ("llm_projector.model.", "phrase_projector.layers."),
-    ("llm.", "llm."),
-    ("segmentor.encoder.", "seg_encoder."),
-    ("seg_connector.model.{}.model.", "connector.branches.{}."),
-    ("segmentor.pixel_decoder.encoder.layers.", "pixel_decoder.layers."),
-    ("segmentor.pixel_decoder.adapter_1.", "pixel_decoder.lateral."),
-    ("segmentor.pixel_decoder.layer_1.", "pixel_decoder.output."),
-    ("segmentor.pixel_decoder.", "pixel_decoder."),
-    ("segmentor.decoder.queries_features.weight", "mask_decoder.query_features"),
-    ("segmentor.decoder.queries_embedder.weight", "mask_decoder.query_positions"),
-    ("segmentor.decoder.level_embed.weight", "mask_decoder.level_embed"),
-    ("segmentor.decoder.decoder.layers.", "mask_decoder.layers."),
-    ("segmentor.decoder.decoder.layernorm.", "mask_decoder.layer_norm."),
-    ("segmentor.decoder.decoder.mask_predictor.mask_embedder.0.0.", "mask_decoder.mask_embedder.0."),
-    ("segmentor.decoder.decoder.mask_predictor.mask_embedder.1.0.", "mask_decoder.mask_embedder.2."),
-    ("segmentor.decoder.decoder.mask_predictor.mask_embedder.2.0.", "mask_decoder.mask_embedder.4."),
-    ("segmentor.logit_scale", "classifier.logit_scale"),
-    ("bg_embeds.weight", "classifier.background"),
-    ("segmentor.class_predictor.", "classifier.predictor."),
-)
-
-# What the official main branch calls some of them; read, never written.
-ALIASES = (
-    ("vision_encoder.vision_model.", "visual_encoder.vision_model."),
-    ("segmentor.class_predictor.logit_scale", "segmentor.logit_scale"),
-    ("segmentor.class_predictor.predictor.", "segmentor.class_predictor."),
-)
-
-# Stored officially, but nothing reads their output: SAM's neck, SigLIP's end, a buffer of SAM's prompts.
-DEAD = (
-    "segmentor.encoder.neck.", "segmentor.shared_image_embedding.",
-    "visual_encoder.vision_model.post_layernorm.", "visual_encoder.vision_model.head.",
-)  # fmt: skip
-
+# `names`: official to ours; the first that a name begins with decides, `{}` stands for a number. `aliases`: what the
+# official main branch calls some; read, never written. `dead`: stored officially, but nothing reads their output: SAM's
+# neck, a buffer of SAM's prompts, SigLIP's end.
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text())
+TABLE, ALIASES, DEAD = tuple(_DATA["names"].items()), tuple(_DATA["aliases"].items()), tuple(_DATA["dead"])
 PARTS = tuple(dict.fromkeys(ours.split(".")[0] for _, ours in TABLE))  # modules of `XSamModel` that have weights
 
 

@@ -1,7 +1,10 @@
-"""The datasets: where they come from, and how many records their rows should have. docs/datasets.md says the same."""
+"""The datasets of `catalog.json`: where they come from, how many records their rows should have. docs/datasets.md says
+the same."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,42 +38,5 @@ def fits(published: str, records: int) -> bool:
     return published == "?" or low * int(number) <= records <= high * int(number)
 
 
-_COCO = "cocodataset.org: "
-_REFER = f"github.com/lichengunc/refer; {_COCO}train2014"
-_KINDS, _MAPS = ("point", "scribble", "box", "mask"), ("panoptic", "instance", "semantic")
-
-DATASETS: Mapping[str, Dataset] = {
-    "shapes": Dataset("made on the spot", "shapes", configs="configs/shapes/stage"),
-    "coco": Dataset(f"{_COCO}train2017, val2017, annotations_trainval2017, panoptic_annotations_trainval2017", "coco",
-        {"coco_panoptic": "≈118,287"}, {f"coco_{kind}": "≈5,000" for kind in _MAPS}),
-    "llava_pretrain": Dataset("huggingface.co: liuhaotian/LLaVA-Pretrain", train={"llava_pretrain": "≈558,128"}),
-    "llava_instruct": Dataset(train={"llava_instruct": "≈665,298"},
-        get="huggingface.co: liuhaotian/LLaVA-Instruct-150K; images: COCO, GQA, OCR-VQA, TextVQA, Visual Genome"),
-    "refcoco": Dataset(_REFER, "refer", {"refcoco": "≈16,994"},
-        {"refcoco_val": "≤10,834", "refcoco_testA": "≤5,657", "refcoco_testB": "≤5,095"}),
-    "refcoco+": Dataset(_REFER, "refer", {"refcoco_plus": "≈16,992"},
-        {"refcoco+_val": "≤10,758", "refcoco+_testA": "≤5,726", "refcoco+_testB": "≤4,889"}),
-    "refcocog": Dataset(_REFER, "refer", {"refcocog": "≈21,899"},
-        {"refcocog_val": "≤4,896", "refcocog_test": "≤9,602"}),
-    "grefcoco": Dataset(f"github.com/henghuiding/gRefCOCO; {_COCO}train2014", "refer",
-        benchmarks={f"grefcoco_{split}": "?" for split in ("val", "testA", "testB")}),
-    "reasonseg": Dataset("github.com/dvlab-research/LISA", "", {"reasonseg": "239"},
-        {"reasonseg_val": "200", "reasonseg_test": "779", "reasonseg_test_short": "?", "reasonseg_test_long": "?"}),
-    "grandf": Dataset("huggingface.co: MBZUAI/GranD-f; images: COCO 2014 and 2017, Flickr30k",
-        train={f"gcg_{part}": "?" for part in ("grandf", "refcocog", "psg", "flickr")},
-        benchmarks={"gcg_val": "≈2,500", "gcg_test": "≈5,000"}),
-    "coco_vgd": Dataset("huggingface.co: hao9610/X-SAM, vgdseg_annotations", "vgd",
-        {"coco_vgd": "≈117,266"}, {f"vgd_{kind}": "≈4,952" for kind in (*_KINDS, "cross_image")}),
-    "coco_interactive": Dataset("github.com/zamling/PSALM: PSALM_data.zip",
-        benchmarks={f"interactive_{kind}": "?" for kind in _KINDS}),
-    "ade20k": Dataset("sceneparsing.csail.mit.edu: ADEChallengeData2016.zip, annotations_instance.tar", "ade20k",
-        benchmarks={f"ade20k_{kind}": "≈2,000" for kind in _MAPS}),
-    "cityscapes": Dataset("cityscapes-dataset.com: leftImg8bit_trainvaltest, gtFine_trainvaltest", "cityscapes",
-        benchmarks={"cityscapes_semantic": "≈500"}),
-    "pascal_context": Dataset("PASCAL VOC 2010 and PASCAL-Context, label maps by mmsegmentation's converter",
-        benchmarks={"pc59_semantic": "≈5,105"}),
-    "voc2012": Dataset("host.robots.ox.ac.uk/pascal/VOC: VOCtrainval_11-May-2012.tar",
-        benchmarks={"voc_semantic": "≈1,449"}),
-    "chat": Dataset("github.com/open-compass/VLMEvalKit: the tables that it downloads", benchmarks={"mme": "≈2,374",
-        "mmbench_en_dev": "≈4,329", "seedbench_image": "≈14,233", "pope": "≈5,127", "ai2d_test": "≈3,088"}),
-}  # fmt: skip
+TABLE = Path(__file__).with_suffix(".json")
+DATASETS = {name: Dataset(**row) for name, row in json.loads(TABLE.read_text(encoding="utf-8")).items()}

@@ -1,8 +1,8 @@
 """COCO's files: panoptic segments and instances. The annotations lie in an index, a record is made when asked for."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..structures import BadSample, SegmentMap, UserError
 from .images import image_size
 from .index import take, take_text
 from .masks import from_label_map, mask_box, pack, read_panoptic_png
-from .records import AnnotatedImages, by_id, read_json, read_mask, require_folder, take_flag, take_id, take_size
+from .records import Records, by_id, read_json, read_mask, require_folder, take_flag, take_id, take_size
 
 STRAY = "annotation number"  # sample id of an instance without an image
 
@@ -34,7 +34,8 @@ class Annotation:
     category_id: int
     area: float
     is_crowd: bool
-    segmentation: Any = None  # of an instance: polygons, RLE or uncompressed RLE, for `read_mask`
+    segmentation: Any = None  # of an instance: polygons, RLE or uncompressed RLE, for `CocoRecord.mask`
+    prompts: Mapping[str, str] = field(default_factory=dict)  # see `region_records.CocoVgd`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class CocoRecord:
     annotations: tuple[Annotation, ...]
     file_name: str  # of the image, as the file has it
     png: str = ""  # path of the panoptic segments
+
+    def mask(self, instance: Annotation) -> np.ndarray:
+        """bool[H, W]. Raises BadSample for a malformed or empty one."""
+        what = f"image {self.image_id}, annotation {instance.id}"
+        return read_mask(instance.segmentation, self.height, self.width, what)
+
+    def having(self, *kinds: str) -> list[int]:
+        """The instances that have a prompt of one of the kinds, by their places; crowds are not among them."""
+        shown = ((i, item.prompts.keys()) for i, item in enumerate(self.annotations) if not item.is_crowd)
+        return [i for i, stored in shown if not stored.isdisjoint(kinds)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +91,22 @@ def read_coco(path: str | Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-class _CocoFile(AnnotatedImages):
+class _CocoFile(Records):
     """What both kinds of COCO's files have in common."""
 
     _key: str  # of the annotations in a row
     _folder: Path | None = None  # of panoptic PNGs
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        super().__init__(annotations, images)
-        self.categories = [Category(*values) for values in self._classes]
+        super().__init__([Path(annotations)], images, f"{type(self).__name__} 3", self._rows)
+        self.categories = [Category(*values) for values in self._index.known]
         self._known = {category.id for category in self.categories}
 
-    def _rows(self) -> Iterator[Any]:
+    def _rows(self) -> Iterator[tuple[str | None, Any]]:
         content = read_coco(self.path, "images", "annotations", "categories")
         categories = check_categories(self.path, content["categories"])
-        found = list(self._named_rows(content))
-        if found and all(isinstance(row, BadSample) for _, row in found):
-            raise UserError(f"{self.path}: none of its {len(found)} records can be used, the last: {found[-1][1]}")
-        yield from (row for _, row in found)
-        yield {"categories": [astuple(category) for category in categories], "ids": [name for name, _ in found]}
+        yield from self._named_rows(content)
+        yield None, [astuple(category) for category in categories]
 
     def _named_rows(self, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         raise NotImplementedError
@@ -213,11 +221,11 @@ class CocoInstances(_CocoFile):
     @property
     def strays(self) -> list[str]:
         """Ids of the records that stand for an instance without an image: `of_image` cannot show it."""
-        return [id for id in self._ids.tolist() if id.startswith(STRAY)]
+        return [id for id in self._index.ids.tolist() if id.startswith(STRAY)]
 
     def of_image(self, image_id: str) -> CocoRecord:
         """The record of an image. Raises BadSample when the file does not have it."""
-        places = np.flatnonzero(self._ids == image_id)
+        places = np.flatnonzero(self._index.ids == image_id)
         if not len(places):
             raise BadSample(f"{self.path}: has no image {image_id}")
         return self[int(places[0])]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, Turn
-from .index import SURROGATE, TAGS, stream_json_list, take, unique
+from .index import SURROGATE, TAGS, stream_json_list, take
 from .records import Records, usable
 
 IMAGE = "<image>"
@@ -26,15 +26,8 @@ class Conversations(Records):
     """A sequence of conversations, in the order of the file."""
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        seen: set[str] = set()
-
-        def row(record: tuple[int, Any], what: str) -> dict[str, Any]:
-            number, content = record
-            kept = {"conversations": take(content, "conversations", list, what), "image": content.get("image") or None}
-            return kept | {"id": unique(str(content.get("id", what)), number, seen)}
-
-        records = ((f"record {item[0]}", item) for item in enumerate(stream_json_list(annotations)))
-        super().__init__([Path(annotations)], images, "conversations 1", lambda: usable(records, row))
+        records = ((f"record {number}", record) for number, record in enumerate(stream_json_list(annotations)))
+        super().__init__([Path(annotations)], images, "conversations 2", lambda: usable(records, _row))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -42,8 +35,8 @@ class Conversations(Records):
         return self._index.lengths
 
     def __getitem__(self, index: int) -> Conversation:
-        record = self._index[index]
-        what = f"conversation {record['id']}"
+        record, id = self._index[index], self.id(index)
+        what = f"conversation {id}"
         if not (pairs := _pairs(record["conversations"], what)):
             raise BadSample(f"{what}: no question with an answer")
         shown = [number for number, (question, _) in enumerate(pairs) if IMAGE in question]
@@ -51,10 +44,15 @@ class Conversations(Records):
             raise BadSample(f"{what}: shows an image but names none")
         turns = [Turn(_plain(question.replace(IMAGE, "")), _plain(answer)) for question, answer in pairs]
         if record["image"] is None:
-            return Conversation(record["id"], "", tuple(turns))
+            return Conversation(id, "", tuple(turns))
         first = min(shown, default=0)
         turns[first] = Turn(f"{IMAGE}\n{turns[first].question}", turns[first].answer)
-        return Conversation(record["id"], str(self.images / take(record, "image", str, what)), tuple(turns))
+        return Conversation(id, str(self.images / take(record, "image", str, what)), tuple(turns))
+
+
+def _row(record: Any, what: str) -> dict[str, Any]:
+    talk, image = take(record, "conversations", list, what), record.get("image") or None
+    return {"id": record.get("id", what), "conversations": talk, "image": image}
 
 
 def _pairs(messages: list[Any], what: str) -> list[tuple[str, str]]:

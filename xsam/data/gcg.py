@@ -2,8 +2,9 @@
 (GLaMM, arXiv 2311.03356)."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ class GrandF(_Captions):
     def __init__(self, annotations: str | Path, images: str | Path, layout: str) -> None:
         if layout not in _LAYOUTS:
             raise UserError(f"layout={layout!r} is unknown; GranD-f has {', '.join(_LAYOUTS)}")
-        path, row = Path(annotations), _LAYOUTS[layout]
+        path, row = Path(annotations), partial(_row, layout=layout)
         records = ((f"{path.name}, record {n}", record) for n, record in enumerate(stream_json_list(path)))
         if layout == "flickr":
-            records = ((what, record) for what, record in _by_image(path) if record[1])
+            records = ((what, image | {"annotations": rows}) for what, (image, rows) in _by_image(path) if rows)
         super().__init__([path], images, f"grandf {layout} 1", lambda: usable(records, row))
 
     def id(self, index: int) -> str:
@@ -79,11 +80,17 @@ class GcgPairs(_Captions):
         super().__init__(files, images, "gcg pairs 1", lambda: usable(_by_image(*files), _pair))
 
 
-def _row(record: Any, file: str, what: str, groundings: Iterable[Grounding]) -> dict[str, Any]:
-    """The row of a caption; `file` is the key of its image. Raises BadSample when nothing of it is grounded."""
-    caption = _caption(record, what)
+def _row(record: Any, what: str, layout: str) -> dict[str, Any]:
+    """The row of a caption. Raises BadSample when nothing of it is grounded."""
+    if layout == "refcocog":
+        if not isinstance(record, dict) or len(record) != 1:
+            raise BadSample(f"{what}: is not an object with one key, the image")
+        (record,) = record.values()
+    caption, (file, groundings) = _caption(record, what), _LAYOUTS[layout]
     found: dict[tuple[int, int], list[Any]] = {}
-    for phrase, begin, segmentations in groundings:
+    for phrase, begin, segmentations in groundings(record, what):
+        if begin >= len(caption):
+            raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
         if (span := _find(caption, phrase.strip(), begin)) and segmentations:
             found.setdefault(span, []).extend(segmentations)
     if not found:
@@ -117,40 +124,31 @@ def _size(image: dict[str, Any], what: str) -> tuple[int, int]:
     return take_size(image, what) if "height" in image or "width" in image else (0, 0)
 
 
-def _grandf(record: Any, what: str) -> dict[str, Any]:
-    caption, groundings = _caption(record, what), []
+def _grandf(record: Any, what: str) -> Iterator[Grounding]:
     for phrase, grounding in take(record, "groundings", dict, what).items():
-        if (begin := _interval(take(grounding, "token_positives", list, what), what)[0]) >= len(caption):
-            raise BadSample(f"{what}: a phrase begins at {begin}, the caption has {len(caption)} characters")
-        groundings.append((phrase, begin, take(grounding, "rle_masks", list, what)))
-    return _row(record, "file_name", what, groundings)
+        begin, _ = _interval(take(grounding, "token_positives", list, what), what)
+        yield phrase, begin, take(grounding, "rle_masks", list, what)
 
 
-def _refcocog(record: Any, what: str) -> dict[str, Any]:
-    if not isinstance(record, dict) or len(record) != 1:
-        raise BadSample(f"{what}: is not an object with one key, the image")
-    (record,) = record.values()
-    groundings = [
-        (take(ref, "sentence", str, what), 0, [take(ref, "segmentation", (list, dict), what)])
-        for ref in take(record, "refs", list, what)
-    ]
-    return _row(record, "img_file_name", what, groundings)
+def _refcocog(record: Any, what: str) -> Iterator[Grounding]:
+    for ref in take(record, "refs", list, what):
+        yield take(ref, "sentence", str, what), 0, [take(ref, "segmentation", (list, dict), what)]
 
 
-def _flickr(record: tuple[Any, list[Any]], what: str) -> dict[str, Any]:
-    image, annotations = record
-    caption, groundings = _caption(image, what), []
-    for annotation in annotations:
+def _flickr(record: Any, what: str) -> Iterator[Grounding]:
+    for annotation in record["annotations"]:
         mask = take(annotation, "sam_mask", dict, what)
         for interval in take(annotation, "tokens_positive", list, what):
             begin, end = _interval(interval, what)
-            if not 0 <= begin < end <= len(caption):
+            if not 0 <= begin < end <= len(record["caption"]):
                 raise BadSample(f"{what}: the phrase {interval} is not inside the caption")
-            groundings.append((caption[begin:end], begin, [mask]))
-    return _row(image, "file_name", what, groundings)
+            yield record["caption"][begin:end], begin, [mask]
 
 
-_LAYOUTS: dict[str, Callable[..., dict[str, Any]]] = {"grandf": _grandf, "refcocog": _refcocog, "flickr": _flickr}
+# by layout: the key of a record's image, and its phrases with masks
+_LAYOUTS: dict[str, tuple[str, Callable[[Any, str], Iterator[Grounding]]]] = {
+    "grandf": ("file_name", _grandf), "refcocog": ("img_file_name", _refcocog), "flickr": ("file_name", _flickr),
+}  # fmt: skip
 
 
 def _interval(value: Any, what: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ log = logging.getLogger("xsam")
 
 REMEDY = "`xsam data prepare shapes` writes the embedded world, data/README.md says where other datasets go"
 BAD = "not usable"  # the only key of a row that stands for a record which cannot be used; its value says why
+LONGEST_ID = 255  # characters; the rest of a longer one is cut off
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 LONGEST = 1 << 26  # characters: what cannot be parsed even with so many is not cut off, but damaged
 DECODER, BLANK = json.JSONDecoder(), " \t\n\r"
@@ -26,18 +28,22 @@ OPENING, SEPARATOR = re.compile(rf"[{BLANK}]*\[[{BLANK}]*(]?)"), re.compile(rf"[
 ANEW = "fetch or write the file anew"
 TAGS = re.compile(r"</?p>|<SEG>|<image>|<region>")  # what a prompt gives a meaning
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, which no tokenizer takes
+Rows = Callable[[], Iterable[tuple[str | None, Any]]]
 
 
 class Index:
-    """Rows of an annotation file: an immutable sequence of JSON values, each parsed when it is asked for.
+    """Rows of an annotation file: an immutable sequence of JSON values, each parsed when it is asked for, with `ids`.
 
     They are written under `$XSAM_CACHE` (default `~/.cache/xsam`), by one process at a time, and anew when a source or
-    `layout` (name and version of what `rows` makes, with all arguments that decide it) changes. A BadSample among
-    `rows` says why a record cannot be used. Raises UserError where a source is missing, all records are unusable, or
-    the cache is damaged or cannot be written."""
+    `layout` (name and version of what `rows` makes, with all arguments that decide it) changes. `rows` gives the id
+    ("" = it has none) and the row of each record, or the BadSample that says why it cannot be used, and at last maybe
+    None and what is `known` of all. Raises UserError where a source is missing, all records are unusable, or the cache
+    is damaged or cannot be written."""
 
-    def __init__(self, sources: Sequence[str | Path], layout: str, rows: Callable[[], Iterable[Any]]) -> None:
-        stamp = [layout]
+    ids: np.ndarray  # str[N], unique; on disk
+
+    def __init__(self, sources: Sequence[str | Path], layout: str, rows: Rows) -> None:
+        stamp = ["ids", layout]  # an index without ids is an older one
         for source in sources:
             try:
                 stat = os.stat(source)
@@ -52,22 +58,30 @@ class Index:
         self.__setstate__(path)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Any:
         """The row. Raises BadSample where the record cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start, end = self._ends[index : index + 2].tolist()
-        row = json.loads(os.pread(self._rows, end - start, start))  # not mapped: what was read is not kept
+        row = self._read(index)
         if isinstance(row, dict) and BAD in row:
             raise BadSample(row[BAD])
         return row
 
+    def _read(self, line: int) -> Any:
+        start, end = self._ends[line : line + 2].tolist()
+        return json.loads(os.pread(self._rows, end - start, start))  # not mapped: what was read is not kept
+
+    @property
+    def known(self) -> Any:
+        """What is known of all records; None if nothing is."""
+        return self._read(len(self))
+
     @property
     def lengths(self) -> np.ndarray:
         """int64[N], bytes of each row: a measure of how long its text is."""
-        return np.diff(self._ends)
+        return np.diff(self._ends)[: len(self)]
 
     def __getstate__(self) -> Path:
         return self._path
@@ -75,14 +89,15 @@ class Index:
     def __setstate__(self, path: Path) -> None:
         self._path, ends_path = path, path.with_suffix(".npy")
         self._ends: np.ndarray = np.load(ends_path, mmap_mode="r")
+        self.ids = np.load(path.with_suffix(".ids.npy"), mmap_mode="r")[:-1]
         self._rows = os.open(path, os.O_RDONLY)  # shared with forked workers, who do not move each other's place
         weakref.finalize(self, os.close, self._rows)
         if os.fstat(self._rows).st_size != self._ends[-1]:
             raise UserError(f"{ends_path}: does not fit the rows beside it; delete it")
 
 
-def _build(path: Path, source: str | Path, rows: Callable[[], Iterable[Any]]) -> None:
-    partial, ends, bad, why = path.with_suffix(".partial"), [0], 0, ""
+def _build(path: Path, source: str | Path, rows: Rows) -> None:
+    partial, seen, ids, ends, bad, why = path.with_suffix(".partial"), set[str](), list[str](), [0], 0, ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -90,17 +105,20 @@ def _build(path: Path, source: str | Path, rows: Callable[[], Iterable[Any]]) ->
                 return
             log.warning("reading %s for the first time", source)
             with partial.open("wb") as file:
-                for row in rows():
+                for id, row in chain(rows(), [(None, None)]):
                     if isinstance(row, BadSample):
                         bad, why, row = bad + 1, str(row), {BAD: str(row)}
+                    if id is not None:
+                        ids.append(unique(id[:LONGEST_ID] or f"record {len(ids)}", len(ids), seen))
                     file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
                     ends.append(file.tell())
-            if bad and bad == len(ends) - 1:
+            if bad and bad == len(ids):
                 raise UserError(f"{source}: none of its {bad} records can be used, the last: {why}")
             partial.rename(path)
-            with partial.open("wb") as file:
-                np.save(file, np.array(ends, np.int64))
-            partial.rename(path.with_suffix(".npy"))  # last: its presence says that all is there
+            for suffix, array in ((".ids.npy", np.array([*ids, ""])), (".npy", np.array(ends, np.int64))):
+                with partial.open("wb") as file:
+                    np.save(file, array)
+                partial.rename(path.with_suffix(suffix))  # .npy last: its presence says that all is there
     except OSError as error:
         what = f"{error.filename or path}: the index of {source} cannot be written ({error.strerror})"
         raise UserError(f"{what}; give another folder as XSAM_CACHE") from None

@@ -21,7 +21,7 @@ class JsonLines(Expressions):
         super().__init__([path], images or path.parent, "jsonl 2", lambda: _rows(path))
 
 
-def _rows(path: Path) -> Iterator[Any]:
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     found: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}  # image -> text -> first line, objects by name
     with path.open("rb") as file:
         for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
@@ -36,10 +36,10 @@ def _rows(path: Path) -> Iterator[Any]:
                 if segmentation is not None:
                     objects[what] = segmentation
             except BadSample as bad:
-                yield bad
+                yield "", bad
             except (ValueError, RecursionError) as error:
-                yield BadSample(f"{what}: not valid JSON ({error})")
+                yield "", BadSample(f"{what}: not valid JSON ({error})")
     for image, texts in found.items():
         everything = {name: mask for _, objects in texts.values() for name, mask in objects.items()}
         expressions = [[f"line {first}", {text: ""}, list(objects)] for text, (first, objects) in texts.items()]
-        yield {"id": image, "image": image, "size": None, "objects": everything, "expressions": expressions}
+        yield image, {"image": image, "size": None, "objects": everything, "expressions": expressions}

@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ..structures import BadSample, UserError
-from .index import REMEDY, Index, take
+from .index import REMEDY, Index, Rows, take
 from .masks import segmentation_mask
 
-Rows = Callable[[], Iterable[Any]]
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of an image: PIL reads no larger one
 
 
@@ -74,47 +73,37 @@ def by_id(records: list[Any]) -> dict[Any, Any]:
     return {id: record for id, record in zip(ids, records, strict=True) if id is not None and counts[str(id)] == 1}
 
 
-def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -> Iterator[Any]:
-    """`row(record, what)` for each record and its name `what` in messages, or the BadSample that it raises."""
+def usable(records: Iterable[tuple[str, Any]], row: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
+    """`row(record, what)`, which has an "id", of each record and its name `what` in messages, or its BadSample."""
     for what, record in records:
         try:
-            yield row(record, what)
+            made = row(record, what)
+            yield str(made["id"]), made
         except BadSample as bad:
-            yield bad
+            yield "", bad
 
 
 class Records:
-    """A sequence of records: an index whose rows have an "id", and a folder of images."""
+    """A sequence of records: an index, and a folder of images."""
 
     def __init__(self, sources: Sequence[Path], images: str | Path, layout: str, rows: Rows) -> None:
-        self.images = require_folder(images)  # first: the rows may be made of what it holds
+        self.path, self.images = sources[0], require_folder(images)
         self._index = Index(sources, layout, rows)
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def id(self, index: int) -> str:
-        """The record's id, or its number where it cannot be used."""
-        try:
-            return str(self._index[index]["id"])
-        except BadSample:
-            return f"record {index}"
-
-
-class AnnotatedImages(Records):
-    """A sequence of images of one file: an index whose last row holds what is known of all, sample ids and classes."""
-
-    _rows: Rows
-
-    def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        self.path = Path(annotations)
-        super().__init__([self.path], images, f"{type(self).__name__} 2", self._rows)
-        last = self._index[len(self._index) - 1]
-        self._classes, self._ids = last["categories"], np.array(last["ids"], str)
-
-    def __len__(self) -> int:
-        return len(self._ids)
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError
 
     def id(self, index: int) -> str:
-        """The image id of a record, unique in the file; made up where the record has none."""
-        return str(self._ids[index])
+        """The record's id, unique in its file; made up where it has none."""
+        return str(self._index.ids[index])
+
+    def tried(self) -> Iterator[tuple[str, Any]]:
+        """The id of each record, and the record or the BadSample that says why it cannot be used."""
+        for index in range(len(self)):
+            try:
+                yield self.id(index), self[index]
+            except BadSample as bad:
+                yield self.id(index), bad

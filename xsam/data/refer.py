@@ -49,13 +49,13 @@ class ReferredImage:
 class Expressions(Records):
     """A sequence of images with expressions. The subclasses below, and `jsonl.JsonLines`, make the rows.
 
-    A row is `{"id", "image", "size": [H, W] or null, "objects": {name: segmentation}, "expressions":
+    A row is `{"image", "size": [H, W] or null, "objects": {name: segmentation}, "expressions":
     [[id, {sentence: kind}, names of objects]]}`; what is not checked when it is made is checked when it is asked for.
     """
 
     def __getitem__(self, index: int) -> ReferredImage:
-        row = self._index[index]
-        what = f"image {row['id']}"
+        row, name = self._index[index], super().id(index)
+        what = f"image {name}"
         path = str(self.images / take(row, "image", str, what))
         size = image_size(path)
         if row["size"] is not None and tuple(row["size"]) != size:
@@ -65,7 +65,7 @@ class Expressions(Records):
             Expression(id, tuple(sentences), tuple(sentences.values()), tuple(place[name] for name in meant))
             for id, sentences, meant in row["expressions"]
         )
-        return ReferredImage(path, row["id"], *size, tuple(row["objects"].items()), tuple(expressions))
+        return ReferredImage(path, name, *size, tuple(row["objects"].items()), tuple(expressions))
 
     def questions(self) -> np.ndarray:
         """int64[N, 3], number of image, expression and sentence of every sentence; one for an image without a record
@@ -115,7 +115,7 @@ class RefCoco(Expressions):
         annotation = take(ref, "ann_id", int, what)
         return str(annotation), [annotation]
 
-    def _rows(self) -> Iterator[Any]:
+    def _rows(self) -> Iterator[tuple[str, Any]]:
         """A row for every image of the split, and a bad one for every ref that cannot be used."""
         path, instances = self._files
         content = read_coco(instances, "images", "annotations")
@@ -137,7 +137,7 @@ class RefCoco(Expressions):
                 sentences, _ = found.setdefault(image, {}).setdefault(name, ({}, objects))
                 sentences.update(dict.fromkeys(texts, str(ref.get("kind", ""))))
             except BadSample as bad:
-                yield bad
+                yield "", bad
         if self._split not in splits:
             raise UserError(f"{path}: has no split {self._split!r}; there is: {', '.join(sorted(splits)) or 'none'}")
         shown: dict[Any, dict[str, Any]] = {image: {} for image in found}  # image -> object -> segmentation
@@ -146,9 +146,9 @@ class RefCoco(Expressions):
                 shown[owner][f"annotation {id}"] = annotation.get("segmentation")
         for image, expressions in found.items():
             info = images[image]
-            row = {"id": str(image), "image": info.get("file_name"), "size": [info.get("height"), info.get("width")]}
+            row = {"image": info.get("file_name"), "size": [info.get("height"), info.get("width")]}
             said = [[name, dict(sorted(texts.items())), meant] for name, (texts, meant) in expressions.items()]
-            yield row | {"objects": shown[image], "expressions": said}
+            yield str(image), row | {"objects": shown[image], "expressions": said}
 
 
 class GRefCoco(RefCoco):

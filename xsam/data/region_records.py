@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ..structures import RLE, BadSample, UserError
-from .coco import CocoInstances, segment_row
-from .index import stream_json_list, take, unique
+from .coco import Annotation, CocoInstances, CocoRecord, segment_row
+from .index import stream_json_list, take
 from .masks import CODE, encode_rle, has_size
 from .mixture import key
-from .records import AnnotatedImages, read_mask, take_flag, take_size
+from .records import Records, read_mask, take_flag, take_size
 from .regions import BRUSH, KINDS, dilate, visual_prompts
 
 log = logging.getLogger("xsam")
@@ -25,65 +24,26 @@ log = logging.getLogger("xsam")
 DRAWN: Mapping[str, str] = dict.fromkeys(KINDS, "")  # the prompts of an instance for which none are stored
 
 
-@dataclass(frozen=True, slots=True)
-class PromptedInstance:
-    """An object and what a user might draw to show it."""
-
-    id: int
-    category_id: int
-    is_crowd: bool
-    segmentation: Any  # polygons, RLE or uncompressed RLE, for `PromptedImage.mask`
-    prompts: Mapping[str, str]  # counts of an RLE by kind, without the empty ones; "" = drawn when asked for
-
-
-@dataclass(frozen=True, slots=True)
-class PromptedImage:
-    """An image with its instances, crowds included."""
-
-    image: str  # path
-    image_id: str
-    height: int
-    width: int
-    instances: tuple[PromptedInstance, ...]
-
-    def having(self, *kinds: str) -> list[int]:
-        """The instances that have a prompt of one of the kinds, by their places; crowds are not among them."""
-        shown = ((i, instance.prompts.keys()) for i, instance in enumerate(self.instances) if not instance.is_crowd)
-        return [i for i, stored in shown if not stored.isdisjoint(kinds)]
-
-    def mask(self, instance: PromptedInstance) -> np.ndarray:
-        """bool[H, W]. Raises BadSample for a malformed or empty one."""
-        what = f"image {self.image_id}, annotation {instance.id}"
-        return read_mask(instance.segmentation, self.height, self.width, what)
-
-
-class CocoVgd(AnnotatedImages):
+class CocoVgd(Records):
     """A COCO-VGD file (X-SAM, arXiv 2508.04655): one record per image with an instance, in the order of the file. Or a
     COCO instances file: then prompts are drawn, always the same for the same annotation id. `scale` is the size of
-    what is drawn, see `visual_prompts`."""
+    what is drawn, see `visual_prompts`. The `prompts` of an instance are the counts of an RLE by kind, without the
+    empty ones; "" = drawn when asked for. Its area is not read."""
 
     _layout = ("annotations", "image_id", "{}_visual_prompt")  # keys of: instances, the image's id, a prompt
     _brush: Mapping[str, float] = {}  # radius that stored prompts still have to be drawn with
 
     def __init__(self, annotations: str | Path, images: str | Path, scale: float = 1.0) -> None:
-        super().__init__(annotations, images)
-        self.scale, self.categories = scale, tuple(self._classes)  # the categories that occur, crowds apart
+        super().__init__([Path(annotations)], images, f"{type(self).__name__} 3", self._rows)
+        self.scale, self.categories = scale, tuple(self._index.known)  # the categories that occur, crowds apart
 
-    def __getitem__(self, index: int) -> PromptedImage:
+    def __getitem__(self, index: int) -> CocoRecord:
         name, row = self.id(index), self._index[index]
-        instances = tuple(PromptedInstance(*values) for values in row["instances"])
+        instances = tuple(Annotation(*values) for values in row["instances"])
         height, width = row["size"]
-        return PromptedImage(str(self.images / row["image"]), name, height, width, instances)
+        return CocoRecord(str(self.images / row["image"]), name, height, width, instances, row["image"])
 
-    def usable(self) -> Iterator[tuple[int, PromptedImage | None]]:
-        """All records with their numbers; None for one that cannot be used."""
-        for index in range(len(self)):
-            try:
-                yield index, self[index]
-            except BadSample:
-                yield index, None
-
-    def prompt(self, record: PromptedImage, instance: PromptedInstance, kind: str) -> RLE:
+    def prompt(self, record: CocoRecord, instance: Annotation, kind: str) -> RLE:
         """One of the prompts that an instance has, not empty. Raises BadSample for a malformed one."""
         if not instance.prompts[kind]:
             return drawn_prompts(record.mask(instance), instance.id, self.scale, (kind,))[kind]
@@ -92,68 +52,61 @@ class CocoVgd(AnnotatedImages):
         stored = read_mask(rle, record.height, record.width, what)
         return encode_rle(dilate(stored, radius)) if (radius := self._brush.get(kind, 0) * self.scale) else rle
 
-    def _rows(self) -> Iterator[Any]:
-        """A row per record; the last holds what is known of all."""
-        ids, annotations, categories = set[str](), set[int](), set[int]()
-        names, why = [], "it has no instance"
+    def _rows(self) -> Iterator[tuple[str | None, Any]]:
+        ids, annotations, categories, why = set[str](), set[int](), set[int](), "it has no instance"
         with self.path.open("rb") as file:
             listed = file.read(64).lstrip().startswith(b"[")
-        for number, (name, row) in enumerate(self._listed() if listed else self._coco()):
-            instances = [] if isinstance(row, BadSample) else row["instances"]
-            own, seen = {values[0] for values in instances}, {values[1] for values in instances if not values[2]}
+        records = self._listed() if listed else CocoInstances(self.path, self.images).tried()
+        for number, (name, record) in enumerate(records):
+            instances = [] if isinstance(record, BadSample) else record.annotations
+            own, seen = {item.id for item in instances}, {item.category_id for item in instances if not item.is_crowd}
             what = f"{self.path}: image {name}"
-            if name in ids:
-                row = BadSample(f"{what}: is listed twice")
+            if name and name in ids:
+                record = BadSample(f"{what}: is listed twice")
             elif len(own) < len(instances) or not annotations.isdisjoint(own):
-                row = BadSample(f"{what}: an annotation id stands in the file twice")
+                record = BadSample(f"{what}: an annotation id stands in the file twice")
             elif any(abs(category) >= 1 << 63 for category in seen):
-                row = BadSample(f"{what}: category_id {max(seen, key=abs)} is too large")
-            if isinstance(row, BadSample):
-                why = str(row)
+                record = BadSample(f"{what}: category_id {max(seen, key=abs)} is too large")
+            if isinstance(record, BadSample):
+                why = str(record)
+                yield name or f"record {number}", record
             elif not seen:
                 continue  # an image without instances, or with crowds only, is no sample
             else:
                 annotations |= own
                 categories |= seen
-            names.append(unique(name or f"record {number}", number, ids))
-            yield row
+                rows = [
+                    (item.id, item.category_id, 0, item.is_crowd, item.segmentation, item.prompts if listed else DRAWN)
+                    for item in instances
+                ]
+                yield name, {"image": record.file_name, "size": (record.height, record.width), "instances": rows}
+            ids.add(name)
         if not annotations:
             raise UserError(f"{self.path}: none of its records can be used, the last: {why}")
-        yield {"categories": sorted(categories), "ids": names}
+        yield None, sorted(categories)
 
-    def _coco(self) -> Iterator[tuple[str, Any]]:
-        """Image id and row of every image of a COCO file, or why it cannot be used."""
-        data = CocoInstances(self.path, self.images)
-        for index in range(len(data)):
-            try:
-                record = data[index]
-                rows = [(i.id, i.category_id, i.is_crowd, i.segmentation, DRAWN) for i in record.annotations]
-                size = record.height, record.width
-                yield record.image_id, {"image": record.file_name, "size": size, "instances": rows}
-            except BadSample as bad:
-                yield data.id(index), bad
-
-    def _listed(self) -> Iterator[tuple[str, Any]]:
-        """Image id (where it is known) and row of every record of a list, or why it cannot be used."""
+    def _listed(self) -> Iterator[tuple[str, CocoRecord | BadSample]]:
+        """Image id (where it is known) and content of every record of a list, or why it cannot be used."""
         for number, record in enumerate(stream_json_list(self.path)):
             name, what = "", f"{self.path}: record {number}"
             try:
                 info = take(record, "image_info", dict, what)
                 name = str(take(info, self._layout[1], (int, str), what))
-                yield name, self._row(record, info, f"{self.path}: image {name}")
+                yield name, self._record(record, info, name)
             except BadSample as bad:
                 yield name, bad
 
-    def _row(self, record: Any, info: dict[str, Any], what: str) -> dict[str, Any]:
-        size, rows = take_size(info, what), []
-        for annotation in take(record, self._layout[0], list, what):
-            id = take(annotation, "id", int, what)
-            name = f"{what}, annotation {id}"
-            crowd = take_flag(annotation, "iscrowd", 0, name)
-            segmentation = take(annotation, "segmentation", (list, dict), name)
-            prompts = DRAWN if crowd else self._prompts(annotation, size, name)
-            rows.append((id, take(annotation, "category_id", int, name), crowd, segmentation, prompts))
-        return {"image": take(info, "file_name", str, what), "size": size, "instances": rows}
+    def _record(self, record: Any, info: dict[str, Any], name: str) -> CocoRecord:
+        what, found = f"{self.path}: image {name}", []
+        height, width = take_size(info, what)
+        for item in take(record, self._layout[0], list, what):
+            id = take(item, "id", int, what)
+            about = f"{what}, annotation {id}"
+            crowd = take_flag(item, "iscrowd", 0, about)
+            segmentation = take(item, "segmentation", (list, dict), about)
+            prompts = DRAWN if crowd else self._prompts(item, (height, width), about)
+            found.append(Annotation(id, take(item, "category_id", int, about), 0, crowd, segmentation, prompts))
+        return CocoRecord("", name, height, width, tuple(found), take(info, "file_name", str, what))
 
     def _prompts(self, annotation: dict[str, Any], size: tuple[int, int], what: str) -> Mapping[str, str]:
         """Counts of the prompts that are not empty, by kind."""
@@ -227,9 +180,9 @@ def _prompted(data: CocoInstances, index: int, scale: float) -> dict[str, Any]:
     annotations = []
     for instance in (instance for instance in record.annotations if not instance.is_crowd):
         try:
-            mask = read_mask(instance.segmentation, record.height, record.width, f"annotation {instance.id}")
+            mask = record.mask(instance)
         except BadSample as bad:
-            log.warning("left out: image %s, %s", record.image_id, bad)
+            log.warning("left out: %s", bad)
             continue
         row = segment_row(instance.id, instance.category_id, mask)
         row |= {"area": instance.area, "segmentation": instance.segmentation}

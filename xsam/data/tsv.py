@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, UserError
-from .index import Index, take_text, unique
+from .index import take_text
+from .records import Records
 
 COLUMNS = ("index", "image", "question", "answer")  # that a table must have
 LONGEST = 1 << 27  # characters of a cell; images of benchmarks are far smaller
@@ -32,29 +33,22 @@ class Question:
     categories: tuple[str, ...]  # POPE's questions have up to three
 
 
-class TsvQuestions:
+class TsvQuestions(Records):
     """The questions of a table, in its order; all of it stays on disk until a question is asked for.
 
     Columns: `index`, `image` (base64), `question`, `answer`, and where there are any `A`, `B`, .. (options), `hint`,
     `category` (several separated by commas). Copies of a question with its options rotated are left out. Raises
     UserError when the file is missing, damaged or another kind of file, BadSample where a row cannot be used."""
 
+    _pictures: np.ndarray  # int64[N], row that holds the image of each question, -1 = none
+    options: np.ndarray  # int64[N], how many each question has
+
     def __init__(self, table: str | Path) -> None:
-        self._index = Index([table], "tsv 1", lambda: _rows(Path(table)))
-        tail = self._index[len(self._index) - 1]
-        self._ids: np.ndarray = np.array(tail["ids"], str)
-        self._pictures: np.ndarray = np.array(tail["pictures"], np.int64)  # row that holds the image, -1 = none
-        self.options: np.ndarray = np.array(tail["options"], np.int64)  # how many each question has
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def id(self, index: int) -> str:
-        """The `index` of a row."""
-        return str(self._ids[index])
+        super().__init__([Path(table)], Path(table).parent, "tsv 2", lambda: _rows(Path(table)))
+        self._pictures, self.options = np.array(self._index.known, np.int64).reshape(2, -1)
 
     def __getitem__(self, index: int) -> Question:
-        picture, row, what = int(self._pictures[index]), self._index[index], f"question {self._ids[index]}"
+        picture, row, what = int(self._pictures[index]), self._index[index], f"question {self.id(index)}"
         if picture < 0:
             raise BadSample(f"{what}: its image should be that of {row['image']!r}, a row that has none")
         options = {letter: take_text(row, letter, what) for letter in _letters(row)}
@@ -67,27 +61,25 @@ class TsvQuestions:
         return Question(self.id(index), image, picture, question, hint, options, answer, categories)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """A row per question, and a last one with what is known of all."""
-    ids, known, options = list[str](), set[str](), list[int]()  # how many options, by question
+def _rows(path: Path) -> Iterator[tuple[str | None, Any]]:
+    """The cells of each question; at last all `_pictures` and `options`."""
+    options = list[int]()
     shown: list[int | str] = []  # by question: the row that holds its image, or the index of one that shows it
     asked: dict[str, str] = {}  # question by index
     looks, holders = dict[bytes, int](), dict[str, int]()  # row with the image: by its digest, by index
     for cells in _cells(path):
-        index, image, number = cells["index"], cells["image"], len(ids)
+        index, image, number = cells["index"], cells["image"], len(options)
         if len(index) > DIGITS and cells["question"] == asked.get(index[-DIGITS:].lstrip("0") or "0"):
             continue
         asked[index] = cells["question"]
-        ids.append(unique(index, number, known))
         shown.append(image or -1)
         if len(image) >= SHORT:
             shown[-1] = holders[index] = looks.setdefault(blake2b(image.encode()).digest(), number)
         options.append(len(_letters(cells)))
-        yield cells | {"image": image if shown[-1] in (number, image) else ""}  # each image once
+        yield index, cells | {"image": image if shown[-1] in (number, image) else ""}  # each image once
     if not holders:
         raise UserError(f"{path}: holds no question with an image; fetch the file anew")
-    pictures = [row if isinstance(row, int) else holders.get(row, -1) for row in shown]
-    yield {"ids": ids, "pictures": pictures, "options": options}
+    yield None, [[row if isinstance(row, int) else holders.get(row, -1) for row in shown], options]
 
 
 def _letters(cells: dict[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ counted. What DeepSpeed keeps beside that is arithmetic."""
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -72,14 +73,11 @@ class Tally(TorchDispatchMode):
     def watch(self, module: nn.Module, taken: np.ndarray) -> None:
         """Add to `taken`, float[2], the operations of every call of a module and the bytes that it leaves."""
 
-        def before(*_: Any) -> None:
-            taken[:] -= self.flops, self.now
+        def note(sign: int, *_: Any) -> None:
+            taken[:] += sign * self.flops, sign * self.now
 
-        def after(*_: Any) -> None:
-            taken[:] += self.flops, self.now
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+        module.register_forward_pre_hook(partial(note, -1))
+        module.register_forward_hook(partial(note, 1))
 
 
 class Part(NamedTuple):
@@ -133,7 +131,7 @@ def assumed_batch(model: XSamModel, config: Mapping[str, Any], samples: int) -> 
     side = model.seg_encoder.image_size
     seen = model.vision_encoder.image_size if model.vision_encoder is not None else 0
     T = min(TEXT + 1, config["processor"]["max_length"]) if model.llm is not None else 0
-    place, masks, none = np.arange(T), np.zeros(MASKS, np.int64), np.zeros(0, np.int64)
+    place, masks = np.arange(T), np.zeros(MASKS, np.int64)
     last = (place == T - 1) & (model.mask_decoder is not None)
     sample = Encoded(
         id="assumed", key=0, input_ids=np.where(place, 1, IMAGE_TOKEN),
@@ -142,8 +140,6 @@ def assumed_batch(model: XSamModel, config: Mapping[str, Any], samples: int) -> 
         pixel_values=np.zeros((3, seen, seen), np.uint8), seg_pixel_values=np.zeros((3, side, side), np.uint8),
         seg_size=(side, side), image_size=(side, side), target_labels=masks, target_segs=masks,
         target_ids=(np.arange(side * side) % MASKS).reshape(1, side, side).astype(np.int16),
-        shared_candidates=False, region_points=np.zeros((0, 256, 2), np.float32), region_labels=none,
-        region_images=none,
     )  # fmt: skip
     return collate([sample] * samples)
 

@@ -76,40 +76,29 @@ class ChoiceScore(Metric):
         for key, counts in other.groups.items():
             self.groups[key] = self.groups.get(key, 0) + counts
 
-    def compute(self) -> dict[str, float | None]:
-        """`accuracy`; or `F1` and `accuracy`; or the named sums. None where no question was counted."""
-        return self._overall(self._counts())
-
-    def per_category(self) -> dict[str, dict[str, float | None]]:
-        """The same of each category; with `sums` the shares `accuracy` of questions and `accuracy+` of groups."""
-        return {name: self._figures(counts) for name, counts in self._counts().items() if name}
-
-    def headline(self) -> float | None:
-        """The share of right answers."""
-        asked, right, _ = sum(self.groups.values(), np.zeros(3)).tolist()
-        return percent(right, asked)
-
-    @classmethod
-    def resample(cls, parts: Sequence["ChoiceScore"], weights: np.ndarray) -> list[dict[str, float | None]]:
-        """As `Metric.resample`. A group lies within one image."""
-        counts = [part._counts() for part in parts]
-        names = sorted(set().union(*counts))
-        table = np.array([[some.get(name, np.zeros(5)) for name in names] for some in counts])
-        return [parts[0]._overall(dict(zip(names, row, strict=True))) for row in np.tensordot(weights, table, 1)]
-
-    def _counts(self) -> dict[str, np.ndarray]:
-        """int64[5] of each category: its counts, groups, and groups that are right."""
+    def counted(self) -> dict[str, np.ndarray]:
+        """int64[5] of each category: its counts, groups, and groups that are right; a group lies within one image."""
         counts: dict[str, np.ndarray] = {}
         for (category, _), group in self.groups.items():
             counts[category] = counts.get(category, 0) + np.array([*group, 1, group[0] == group[1]])
         return counts
 
-    def _overall(self, counts: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    def figures(self, counted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """`accuracy`; or `F1` and `accuracy`; or the named sums. None where no question was counted."""
         if not self.sums:
-            return self._figures(sum(counts.values(), np.zeros(5)))
-        worth = {name: 100 * (row[1] / row[0] + row[4] / row[3]) for name, row in counts.items() if row[0]}
+            return self._figures(sum(counted.values(), np.zeros(5)))
+        worth = {name: 100 * (row[1] / row[0] + row[4] / row[3]) for name, row in counted.items() if row[0]}
         known = {title: [worth[name] for name in names if name in worth] for title, names in self.sums.items()}
         return {title: float(sum(values)) if values else None for title, values in known.items()}
+
+    def per_category(self) -> dict[str, dict[str, float | None]]:
+        """The same of each category; with `sums` the shares `accuracy` of questions and `accuracy+` of groups."""
+        return {name: self._figures(counts) for name, counts in self.counted().items() if name}
+
+    def headline(self) -> float | None:
+        """The share of right answers."""
+        asked, right, _ = sum(self.groups.values(), np.zeros(3)).tolist()
+        return percent(right, asked)
 
     def _figures(self, counts: np.ndarray) -> dict[str, float | None]:
         asked, right, yes, groups, whole = counts.tolist()

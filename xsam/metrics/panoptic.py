@@ -57,13 +57,13 @@ class PanopticQuality(Metric):
         np.add.at(self.totals[:, 2], pred_class[1:][wrong[1:]], 1)
         np.add.at(self.totals[:, 3], gt_class[1:][missed[1:]], 1)
 
-    def compute(self) -> dict[str, float | None]:
+    def figures(self, counted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         """`PQ SQ RQ`, the same with `_th` and `_st`, in percent; None for a group without segments."""
         thing = np.array(list(self.categories.values()), dtype=bool)
-        seen = self.totals[:, 1:].any(1)
+        seen = counted[""][:, 1:].any(1)
         metrics: dict[str, float | None] = {}
         for suffix, group in (("", seen), ("_th", seen & thing), ("_st", seen & ~thing)):
-            means = _quality(self.totals[group]).mean(0).tolist() if group.any() else [None] * 3
+            means = _quality(counted[""][group]).mean(0).tolist() if group.any() else [None] * 3
             metrics |= zip((f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means, strict=True)
         return metrics
 

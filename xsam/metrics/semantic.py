@@ -1,5 +1,6 @@
 """Mean intersection over union of label maps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,12 +35,12 @@ class SemanticIoU(Metric):
         counted = gt[valid & (pred == gt)], gt[valid], pred[valid & something]
         self.totals += np.stack([np.bincount(labels, minlength=self.num_classes) for labels in counted])
 
-    def compute(self) -> dict[str, float | None]:
+    def figures(self, counted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         """`mIoU` over the classes that the ground truth has, `mIoU_all` also over those that were predicted without
         being there (IoU 0); `fwIoU`, IoU weighted by true pixels; `mACC` and `pACC`, the share of true pixels that are
         right by class and of all. None if no pixel counts."""
         names = ("mIoU", "mIoU_all", "fwIoU", "mACC", "pACC")
-        hit, truth, predicted = self.totals
+        hit, truth, predicted = counted[""]
         there, union = truth > 0, truth + predicted - hit
         if not there.any():
             return dict.fromkeys(names)

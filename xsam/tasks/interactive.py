@@ -1,6 +1,6 @@
 """Interactive segmentation: a point, scribble, box or mask, and the one object that it means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,8 +26,8 @@ ANSWERS = ("<SEG>.", "It is <SEG>.", "Here it is: <SEG>.", "Sure, <SEG>.")
 class InteractiveIoU(ReferringIoU):
     """`mIoU`, the mean of the samples' IoU, and `cIoU`, in percent."""
 
-    def compute(self) -> dict[str, float | None]:
-        values = super().compute()
+    def figures(self, counted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        values = super().figures(counted)
         return {"mIoU": values["gIoU"], "cIoU": values["cIoU"]}
 
 
@@ -44,8 +44,8 @@ class InteractiveSegmentation(Task):
         self.data, self.kinds, self.train = data, prompt_kinds(prompt, train), train
         self.questions, self.answers = questions, answers
         if not train:  # record and instance; a record that cannot be used stands there once
-            rows = [(i, j) for i, record in data.usable() for j in (record.having(*self.kinds) if record else [0])]
-            self.rows = np.array(rows, np.int64).reshape(-1, 2)
+            shown = ([0] if isinstance(row, BadSample) else row.having(*self.kinds) for _, row in data.tried())
+            self.rows = np.array([(i, j) for i, own in enumerate(shown) for j in own], np.int64).reshape(-1, 2)
 
     def id(self, index: int) -> str:
         if self.train:
@@ -58,7 +58,7 @@ class InteractiveSegmentation(Task):
         record = self.data[i]
         if self.train and not (objects := record.having(*self.kinds)):
             raise BadSample(f"{self.data.path}: image {record.image_id}: no object has a visual prompt")
-        target = record.instances[int(rng.choice(objects)) if self.train else j]
+        target = record.annotations[int(rng.choice(objects)) if self.train else j]
         kind = choose([kind for kind in self.kinds if kind in target.prompts], rng)
         return Sample(id=self.id(index), image=record.image, turns=(self.turn(rng, region="<p><region></p>"),),
                       masks=pack(record.mask(target)[None]), labels=np.zeros(1, np.int64),

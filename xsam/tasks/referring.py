@@ -10,7 +10,7 @@ from ..data.masks import pack
 from ..data.mixture import key
 from ..data.postprocess import above_background
 from ..data.refer import Expressions, ReferredImage
-from ..metrics.iou import ReferringIoUByKind
+from ..metrics.iou import ReferringIoU
 from ..structures import BadSample, ItemOutput, Prediction, Sample
 from .base import Task, choose, united
 
@@ -34,7 +34,7 @@ class ReferringSegmentation(Task):
 
     name = "referring"
     data: Expressions
-    metric = staticmethod(ReferringIoUByKind)
+    metric = staticmethod(ReferringIoU)
 
     def __init__(self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0,
                  max_turns: int = 5, questions: Sequence[str] = QUESTIONS,
@@ -94,11 +94,11 @@ class ReferringSegmentation(Task):
         return [(mask, "", score)] if mask.any() else []
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
-        metric.update(*united(prediction, sample), sample.truth["kind"], failed=prediction.failed)
+        metric.update(*united(prediction, sample), kind=sample.truth["kind"], failed=prediction.failed)
 
     def baselines(self, indices: Sequence[int]) -> dict[str, dict[str, float | None]]:
         """Three ways to answer without reading the expression: the whole image, the largest object, any object."""
-        metrics = {name: ReferringIoUByKind() for name in ("whole image", "largest thing", "random thing")}
+        metrics = {name: ReferringIoU() for name in ("whole image", "largest thing", "random thing")}
         known, things = "", np.zeros((0, 0, 0), bool)  # the sentences of an image follow each other
         for index in indices:
             try:
@@ -113,5 +113,5 @@ class ReferringSegmentation(Task):
             if len(things):
                 guesses[1:] = things[things.sum((1, 2)).argmax()], things[rng.integers(len(things))]
             for metric, guess in zip(metrics.values(), guesses, strict=True):
-                metric.update(guess, np.any(masks, axis=0), kind)
+                metric.update(guess, np.any(masks, axis=0), kind=kind)
         return {name: metric.compute() for name, metric in metrics.items()}

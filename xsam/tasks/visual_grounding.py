@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from ..data import submission
+from ..data.coco import CocoRecord
 from ..data.masks import encode_rle, pack, unpack
 from ..data.postprocess import instances
-from ..data.region_records import CocoVgd, PromptedImage
+from ..data.region_records import CocoVgd
 from ..data.regions import prompt_kinds
 from ..metrics.detection import InstanceAP
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
@@ -49,13 +50,13 @@ class VisualGrounding(Task):
         self.shown: dict[int, list[int]] = {}  # records of the evaluation that show a class
         if train:
             return
-        found = {i: set(_by_class(record, self.kinds)) if record else None for i, record in data.usable()}
-        for i, classes in found.items():
+        found = [None if isinstance(row, BadSample) else set(_by_class(row, self.kinds)) for _, row in data.tried()]
+        for i, classes in enumerate(found):
             for category in classes or ():
                 self.shown.setdefault(category, []).append(i)
         alone = {category for category, records in self.shown.items() if cross and len(records) == 1}
         # with a class that can be asked for, and those that cannot be used
-        self.rows = [i for i, classes in found.items() if classes is None or classes - alone]
+        self.rows = [i for i, classes in enumerate(found) if classes is None or classes - alone]
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         return self._training(index, rng) if self.train else self._evaluation(self.rows[index], rng)
@@ -63,7 +64,7 @@ class VisualGrounding(Task):
     def _training(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.data[index]
         members = _by_class(record, self.kinds)
-        present = {instance.category_id for instance in record.instances if not instance.is_crowd}
+        present = {instance.category_id for instance in record.annotations if not instance.is_crowd}
         if rest := present - members.keys():
             raise BadSample(f"{self.data.path}: image {record.image_id}: no object of class {min(rest)} has a prompt")
         listed = sorted(present)
@@ -71,7 +72,7 @@ class VisualGrounding(Task):
             listed += self._others(record, int(rng.integers(self.negatives + 1)), rng)
         listed = [listed[i] for i in rng.permutation(len(listed))]
         regions = [self._region(record, members[category], rng, category) for category in sorted(present)]
-        targets = [place for place, instance in enumerate(record.instances) if not instance.is_crowd]
+        targets = [place for place, instance in enumerate(record.annotations) if not instance.is_crowd]
         return self._sample(record, listed, targets, regions, rng, np.array(listed, np.int64))
 
     def _evaluation(self, index: int, rng: np.random.Generator) -> Sample:
@@ -87,25 +88,25 @@ class VisualGrounding(Task):
         targets = sorted(place for places in members.values() for place in places)
         return self._sample(record, listed, targets, regions, rng, np.zeros(0, np.int64))
 
-    def _sample(self, record: PromptedImage, listed: list[int], targets: list[int], regions: list[Region],
+    def _sample(self, record: CocoRecord, listed: list[int], targets: list[int], regions: list[Region],
                 rng: np.random.Generator, slots: np.ndarray) -> Sample:  # fmt: skip
         turn = self.turn(rng, regions=", ".join(["<p><region></p>"] * len(listed)))
-        instances = [record.instances[place] for place in targets]
+        instances = [record.annotations[place] for place in targets]
         return Sample(id=record.image_id, image=record.image, turns=(turn,),
                       masks=pack(np.stack([record.mask(instance) for instance in instances])),
                       labels=np.array([listed.index(instance.category_id) for instance in instances], np.int64),
                       mask_segs=np.zeros(len(targets), np.int64), regions=tuple(regions), slots=slots,
                       truth={"categories": listed})  # fmt: skip
 
-    def _others(self, record: PromptedImage, count: int, rng: np.random.Generator) -> list[int]:
+    def _others(self, record: CocoRecord, count: int, rng: np.random.Generator) -> list[int]:
         """Up to so many classes that the image does not have; in evaluation some record shows them."""
-        present = {instance.category_id for instance in record.instances}  # a crowd of it is not its absence
+        present = {instance.category_id for instance in record.annotations}  # a crowd of it is not its absence
         others = [c for c in (self.data.categories if self.train else sorted(self.shown)) if c not in present]
         return [others[i] for i in rng.permutation(len(others))[:count]]
 
-    def _region(self, record: PromptedImage, places: list[int], rng: np.random.Generator, label: int = -1) -> Region:
+    def _region(self, record: CocoRecord, places: list[int], rng: np.random.Generator, label: int = -1) -> Region:
         """One of the instances, shown by one of its prompts."""
-        instance = record.instances[int(rng.choice(places))]
+        instance = record.annotations[int(rng.choice(places))]
         kind = choose([kind for kind in self.kinds if kind in instance.prompts], rng)
         return Region(self.data.prompt(record, instance, kind), label)
 
@@ -129,9 +130,9 @@ class VisualGrounding(Task):
         metric.update(sample.id, masks.shape[1:], truth, found)
 
 
-def _by_class(record: PromptedImage, kinds: Sequence[str]) -> dict[int, list[int]]:
+def _by_class(record: CocoRecord, kinds: Sequence[str]) -> dict[int, list[int]]:
     """Places of the instances that have a prompt of one of the kinds, by class in the order of their ids."""
     found: dict[int, list[int]] = {}
     for place in record.having(*kinds):
-        found.setdefault(record.instances[place].category_id, []).append(place)
+        found.setdefault(record.annotations[place].category_id, []).append(place)
     return dict(sorted(found.items()))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.apps.preview import preview
+from xsam.apps.pages import preview
 from xsam.apps.visualize import OPACITY, color
 from xsam.cli import main
 from xsam.data.masks import encode_rle

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.apps import validate as module
-from xsam.apps.sources import Row, read
-from xsam.apps.validate import check, check_sample, spread, validate
+from xsam.apps import datasets
+from xsam.apps.datasets import PUBLISHED, Report, check_sample, read, spread, validate
 from xsam.cli import main
 from xsam.data.masks import encode_rle, pack, write_panoptic_png
 from xsam.structures import BadSample, Region, Sample, UserError
 
 MASK = np.zeros((8, 10), bool)
 MASK[2:5, 3:7] = True
+
+
+def check(target, **options) -> Report:
+    """The report of the only row of a file."""
+    ((name, row),) = read(str(target), images=options.pop("images", ""))[0].items()
+    return datasets.check(name, row, **options)
 
 
 def image(path, height=8, width=10):
@@ -88,8 +93,8 @@ def test_only_full_sees_damaged_pixels(coco, capsys):
 def test_images_elsewhere(coco, tmp_path):
     (tmp_path / "annotations").mkdir()
     moved = coco.rename(tmp_path / "annotations/own.json")
-    assert check(read(str(moved), images=str(tmp_path)).rows[0]).records == 6
-    assert "gone" not in str(check(read(str(moved), images=str(tmp_path)).rows[0], limit=2).findings)
+    assert check(moved, images=str(tmp_path)).records == 6
+    assert "gone" not in str(check(moved, images=str(tmp_path), limit=2).findings)
 
 
 def test_a_panoptic_file_has_its_maps_beside_it(tmp_path):
@@ -103,7 +108,7 @@ def test_a_panoptic_file_has_its_maps_beside_it(tmp_path):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "pan.json").write_text(json.dumps(content))
-    report = check(read(str(tmp_path / "pan.json")).rows[0])
+    report = check(tmp_path / "pan.json")
     assert list(report.findings) == ["segment N is in the PNG but not in the file"]
 
 
@@ -115,34 +120,35 @@ def test_every_expression_of_a_jsonl_file_is_looked_at(tmp_path):
     lines += [{"image": "a.png", "text": "nothing", "segmentation": None}]
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    assert check(read(str(path)).rows[0]).findings == {}
+    assert check(path).findings == {}
     lines += [{"image": "a.png", "text": "the last", "segmentation": empty}]
     path.write_text("\n".join([*map(json.dumps, lines), "{"]))
-    findings = check(read(str(path)).rows[0]).findings
+    findings = check(path).findings
     assert sorted(finding.remedy for finding in findings.values()) == [
         "correct the line, each has to be one JSON object",
         "draw the mask anew, or remove its record",
     ]
 
 
-def test_numbers_of_records_and_ids(coco):
-    row = read(str(coco)).rows[0]
-    assert "another number of records" not in check(Row("x", row.node, "6")).findings
-    finding = check(Row("x", row.node, "7")).findings["another number of records"]
-    assert finding.first == "x: 6 records, published are 7"
+def test_numbers_of_records_and_ids(coco, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, str(coco), "6")
+    assert "another number of records" not in check(coco).findings
+    monkeypatch.setitem(PUBLISHED, str(coco), "7")
+    finding = check(coco).findings["another number of records"]
+    assert finding.first == f"{coco}: 6 records, published are 7"
 
 
 def test_ids_that_are_not_unique(coco, monkeypatch):
     monkeypatch.setattr("xsam.tasks.generic.GenericSegmentation.id", lambda task, index: "same")
-    assert check(read(str(coco)).rows[0]).findings["an id is not unique"].count == 5
+    assert check(coco).findings["an id is not unique"].count == 5
 
 
 def test_spread(monkeypatch):
     assert spread(5, None) == spread(5, 0) == spread(5, 9) == [0, 1, 2, 3, 4]
     assert spread(11, 3) == [0, 5, 10]
     assert spread(0, None) == []
-    monkeypatch.setattr(module, "MANY", 10)
-    monkeypatch.setattr(module, "SOME", 2)
+    monkeypatch.setattr(datasets, "MANY", 10)
+    monkeypatch.setattr(datasets, "SOME", 2)
     assert spread(11, None) == [0, 10]
     assert spread(11, 0) == list(range(11))
 

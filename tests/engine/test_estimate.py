@@ -13,6 +13,7 @@ import torch
 from xsam import config as configs
 from xsam.cli import main
 from xsam.engine import estimate, stages
+from xsam.models import encoders, pixel_decoder
 from xsam.structures import UserError
 
 CONFIG = "configs/shapes/stage3.py"
@@ -60,8 +61,10 @@ def test_weights_optimizer_and_operations_by_hand(plain):
 
 
 @pytest.mark.parametrize("config", ["stage1", "stage2", "stage3"])
-def test_nothing_else_is_done_than_with_weights(config):
-    """Operations and memory of every stage are those of a real model on a real batch."""
+def test_nothing_else_is_done_than_with_weights(config, monkeypatch):
+    """Operations and memory of every stage are those of a real model on a real batch, done as on a GPU."""
+    for module in (encoders, pixel_decoder):
+        monkeypatch.setattr(module, "on_cpu", lambda _: False)
     config = configs.load(f"configs/shapes/{config}.py", ["stage.batch_size=2", "criterion.num_points=256"])
     stage = stages.Stage.parse(config["stage"])
     parts, operations, peak = estimate.dry_run(config, stage, 2, 4)

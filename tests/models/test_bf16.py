@@ -9,7 +9,7 @@ import torch
 from xsam import config
 from xsam.data.collate import collate, uncollate
 from xsam.data.postprocess import best_mask, instances, panoptic, semantic
-from xsam.models.deformable import sample_by_bag, sample_by_grid
+from xsam.models.sampling import sample_levels
 from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, Encoded
 
 SEG, OPEN, CLOSE = 637, 638, 639
@@ -59,9 +59,9 @@ def test_deformable_samples_are_summed_in_float32() -> None:
     shapes = [(4, 5), (2, 3)]
     value, weights = torch.randn(1, 26, 2, 8), torch.randn(1, 26, 2, 2, 4)
     places = torch.rand(1, 26, 2, 2, 4, 2)
-    expected = sample_by_grid(value, places, weights, shapes)
-    for sampler in (sample_by_grid, sample_by_bag):
-        found = sampler(value.bfloat16(), places, weights.bfloat16(), shapes)
+    expected = sample_levels(value, places, weights, shapes, False)
+    for with_bags in (False, True):
+        found = sample_levels(value.bfloat16(), places, weights.bfloat16(), shapes, with_bags)
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).abs().max() < 0.03 * expected.abs().max()
 

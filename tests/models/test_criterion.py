@@ -5,7 +5,7 @@ from scipy.optimize import linear_sum_assignment
 
 from xsam.data.masks import pack
 from xsam.models.criterion import Counts, Criterion, Draws
-from xsam.models.matcher import sample_ids, sample_maps
+from xsam.models.sampling import sample_ids, sample_maps
 from xsam.structures import Batch, DecoderItems, ModelOutput, Target
 
 L, Q, C, P, S = 3, 7, 8, 64, 16

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import SamVisionConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
+from xsam.models import encoders
 from xsam.models.connector import Connector
 from xsam.models.encoders import (
     ResidualStem,
@@ -67,7 +68,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def eager(attention: SamAttention, x: Tensor) -> Tensor:
-    """The definition, score by score, with loops over rows and columns."""
+    """The definition for one window, score by score, with loops over rows and columns."""
     b, s, _, c = x.shape
     q, k, v = attention.qkv(x).view(b, s * s, 3, attention.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
     scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
@@ -81,19 +82,26 @@ def eager(attention: SamAttention, x: Tensor) -> Tensor:
     return attention.proj(out.transpose(1, 2).reshape(b, s, s, c))
 
 
+@pytest.mark.parametrize("scores", [1 << 22, 1], ids=["at once", "line by line"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_folded_attention_is_the_eager_one(dtype: torch.dtype, tolerance: float) -> None:
+def test_attention_by_head_and_folded_are_the_eager_one(
+    dtype: torch.dtype, tolerance: float, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "SCORES", scores)
     attention = SamAttention(SamVisionConfig(hidden_size=8, num_attention_heads=2), 4)
     randomise(attention, 0.5)
     attention.to(dtype)
     x = torch.randn(2, 4, 4, 8, dtype=dtype, requires_grad=True, generator=torch.Generator().manual_seed(1))
     wanted = [x, *attention.parameters()]
-    outputs = [attention(x)[0], eager(attention, x)]
+    outputs = [eager(attention, x), attention(attention.qkv(x))]
+    monkeypatch.setattr(encoders, "on_cpu", lambda _: False)
+    outputs.append(attention(attention.qkv(x)))
     weights = torch.randn(outputs[0].shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    gradients = [torch.autograd.grad((out * weights).sum(), wanted) for out in outputs]
-    torch.testing.assert_close(*outputs, atol=tolerance, rtol=tolerance)
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=10 * tolerance, rtol=10 * tolerance)
+    expected, *gradients = [torch.autograd.grad((out * weights).sum(), wanted) for out in outputs]
+    for output, gradient in zip(outputs[1:], gradients, strict=True):
+        torch.testing.assert_close(output, outputs[0], atol=tolerance, rtol=tolerance)
+        for ours, theirs in zip(gradient, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=10 * tolerance, rtol=10 * tolerance)
 
 
 def sam_pair() -> tuple[SamEncoder, SamVisionEncoder]:
@@ -259,8 +267,8 @@ def test_checkpointing_changes_memory_only(
     plain = torch.autograd.grad(run(encoder, images).square().mean(), list(encoder.parameters()), allow_unused=True)
     encoder.gradient_checkpointing_enable()
     runs: list[int] = []
-    norm = next(m for name, m in encoder.named_modules() if name.endswith("norm1"))
-    norm.register_forward_hook(lambda *_: runs.append(1))
+    attention = next(m for name, m in encoder.named_modules() if name.endswith("attn"))
+    attention.register_forward_hook(lambda *_: runs.append(1))
     again = torch.autograd.grad(run(encoder, images).square().mean(), list(encoder.parameters()), allow_unused=True)
     assert len(runs) == 2  # once forward, once recomputed
     for a, b in zip(plain, again, strict=True):

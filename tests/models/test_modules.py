@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from xsam.checkpoints.released import to_ours
 from xsam.data.masks import pack
 from xsam.models.criterion import Criterion, Draws
-from xsam.models.deformable import DeformableAttention, sample_by_bag, sample_by_grid
 from xsam.models.language import Spliced, causal_lm, decode, supervised_logits
 from xsam.models.mask_decoder import MaskDecoder
 from xsam.models.mask_head import ClosedSetClassifier
-from xsam.models.matcher import Matcher, sample_ids
-from xsam.models.pixel_decoder import PixelDecoder
+from xsam.models.matcher import Matcher
+from xsam.models.pixel_decoder import DeformableAttention, PixelDecoder
+from xsam.models.sampling import sample_ids, sample_levels
 from xsam.structures import ModelOutput, Target
 
 MODULES = Path(__file__).parents[2] / "../shared/refdata/modules"
@@ -181,15 +181,15 @@ def test_deformable_attention_with_its_gradient() -> None:
     close(query.grad, golden["grad_query_of_sum_sq"], 1e-5)
 
 
-@pytest.mark.parametrize("sample", [sample_by_bag, sample_by_grid])
-def test_deformable_sampling_beyond_the_borders(sample) -> None:
+@pytest.mark.parametrize("with_bags", [True, False])
+def test_deformable_sampling_beyond_the_borders(with_bags: bool) -> None:
     golden = recorded("msdeformattn")
     shapes = [tuple(shape) for shape in golden["spatial_shapes"].tolist()]
     value, locations, weights = (golden[f"core_{name}"] for name in ("value", "locations", "weights"))
     assert float(locations.min()) < 0
     repeats = -(-value.shape[1] // locations.shape[1])  # our function takes as many queries as there are cells
     many = [t.repeat(1, repeats, *(1,) * (t.dim() - 2))[:, : value.shape[1]] for t in (locations, weights)]
-    close(sample(value, *many, shapes)[:, : locations.shape[1]], golden["core_output"], 1e-5)
+    close(sample_levels(value, *many, shapes, with_bags)[:, : locations.shape[1]], golden["core_output"], 1e-5)
 
 
 # Language models

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import IGNORE_INDEX, Batch, DecoderItems, ModelOutput, Target
-from .matcher import Matcher, sample_ids, sample_maps
+from .matcher import Matcher
+from .sampling import sample_ids, sample_maps
 
 LIMIT = 2**23  # values of the largest temporary tensors; bounds the memory, changes no result
 

@@ -8,7 +8,7 @@ before the first block, k after k blocks."""
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import SamVisionConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.sam.modeling_sam import SAM_VISION_ATTENTION_CLASSES, SamVisionAttention, SamVisionLayer
 
 from ..structures import UserError
+from .sampling import on_cpu
 
 
 class ResidualStem(nn.Module):
@@ -72,30 +73,90 @@ class Encoder(nn.Module):
             raise UserError(f"{built} and got {h} x {w}; give the encoder and the images the same size")
 
 
-class SamAttention(SamVisionAttention):
-    """Self-attention on a square grid with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
-    score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]. The last two depend on j only
-    through its row and its column, so they are extra columns of q against one-hot columns of k: one fused attention,
-    no N x N bias in memory."""
+SCORES = 1 << 23  # of attention, at a time on a CPU: from 32 MB on malloc gives all back at once, in one piece
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
-        """float[B, side, side, C] -> the same shape, and no attention weights."""
-        b, s, _, c = hidden_states.shape
-        q, k, v = self.qkv(hidden_states).view(b, s, s, 3, self.num_attention_heads, -1).permute(3, 0, 4, 1, 2, 5)
-        d = q.shape[-1]  # q, k and v are [b, heads, s, s, d]
-        position = torch.arange(s, device=q.device)
-        offset = position[:, None] - position + s - 1
-        rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offset])
-        columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offset])
-        one_hot = torch.eye(s, dtype=q.dtype, device=q.device)
-        query = torch.cat([q * d**-0.5, rows, columns], -1).flatten(2, 3)
-        key = torch.cat([k, one_hot[:, None].expand_as(rows), one_hot.expand_as(columns)], -1).flatten(2, 3)
-        value = F.pad(v, (0, 2 * s)).flatten(2, 3)  # the flash kernels want one width for all three
-        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return self.proj(out[..., :d].transpose(1, 2).reshape(b, s, s, c)), None
+
+class SamAttention(SamVisionAttention):
+    """Self-attention in square windows with decomposed relative positions (MViTv2, arXiv 2112.01526; SAM).
+    score(i, j) = q_i k_j / sqrt(d) + q_i Rh[row_i - row_j] + q_i Rw[column_i - column_j]."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """float[B, h, w, 3 * C], what `self.qkv` makes -> float[B, h, w, C]. A window has the side that the tables of
+        positions are for. The last ones reach beyond the grid; keys there are those of zeros."""
+        qkv, fill = (x.unflatten(-1, (3, self.num_attention_heads, -1)) for x in (
+            hidden_states, self.qkv(hidden_states.new_zeros(self.qkv.in_features))
+        ))  # fmt: skip
+        position = torch.arange((len(self.rel_pos_h) + 1) // 2, device=qkv.device)
+        offset = position[:, None] - position + len(position) - 1
+        along = self.rel_pos_h[offset], self.rel_pos_w[offset]  # [side, side, d], by query and key
+        if on_cpu(qkv):
+            heads = zip(qkv.unbind(4), fill.unbind(1), strict=True)
+            attended = [checkpoint(_in_windows, attend_head, *head, *along, use_reentrant=False) for head in heads]
+            return self.proj(torch.cat(attended, -1))
+        return self.proj(_in_windows(attend_folded, qkv, fill, *along).flatten(3))
+
+
+def _in_windows(attend: Callable[..., Tensor], qkv: Tensor, fill: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
+    """float[B, h, w, 3, ..] -> float[B, h, w, ..]."""
+    (b, h, w), side = qkv.shape[:3], len(along_h)
+    qkv = torch.cat([qkv, fill.expand(b, h, -w % side, *fill.shape)], 2)
+    qkv = torch.cat([qkv, fill.expand(b, -h % side, qkv.shape[2], *fill.shape)], 1)
+    windows = qkv.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, rows, columns, s, s, ..]
+    attended = attend(windows.flatten(0, 2), along_h, along_w)
+    return attended.unflatten(0, windows.shape[:3]).transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :h, :w]
+
+
+def attend_folded(qkv: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
+    """float[N, s, s, 3, heads, d] -> float[N, s, s, heads, d]; along_h, along_w: float[s, s, d].
+
+    The positions depend on the key only through its row and its column, so they are extra columns of q against one-hot
+    columns of k: one fused attention, no bias of all pairs in memory."""
+    q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)  # [N, heads, s, s, d]
+    s, d = q.shape[-2:]
+    rows = torch.einsum("bnhwd,hkd->bnhwk", q, along_h)
+    columns = torch.einsum("bnhwd,wkd->bnhwk", q, along_w)
+    one_hot = torch.eye(s, dtype=q.dtype, device=q.device)
+    query = torch.cat([q * d**-0.5, rows, columns], -1).flatten(2, 3)
+    key = torch.cat([k, one_hot[:, None].expand_as(rows), one_hot.expand_as(columns)], -1).flatten(2, 3)
+    value = F.pad(v, (0, 2 * s)).flatten(2, 3)  # the flash kernels want one width for all three
+    out = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :d]
+    return out.unflatten(2, (s, s)).permute(0, 2, 3, 1, 4)
+
+
+def attend_head(qkv: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
+    """The same of one head, float[N, s, s, 3, d] -> float[N, s, s, d], for a CPU, where a matrix product costs what its
+    width says: with a bias, of a few lines of queries at a time."""
+    (q, k, v), (n, s) = qkv.unbind(3), qkv.shape[:2]
+    key, value, attended, lines = k.flatten(1, 2), v.flatten(1, 2), [], max(1, SCORES // (n * s**3))
+    for queries, along in zip(q.split(lines, 1), along_h.split(lines), strict=True):
+        rows = torch.einsum("bhwd,hkd->bhwk", queries, along)
+        columns = torch.einsum("bhwd,wkd->bhwk", queries, along_w)
+        bias = (rows[..., None] + columns[..., None, :]).flatten(3).flatten(1, 2)
+        out = F.scaled_dot_product_attention(*(t[:, None] for t in (queries.flatten(1, 2), key, value)), bias[:, None])
+        attended.append(out.view_as(queries))
+    return torch.cat(attended, 1)
 
 
 SAM_VISION_ATTENTION_CLASSES["folded"] = SamAttention  # where transformers' layers look theirs up
+
+
+class SamLayer(SamVisionLayer):
+    """A block of SAM's encoder. Norms, windows and GELU are computed again in the backward pass: that is cheap, and
+    what they make is more than a third of what would be kept."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """float[B, h, w, C] -> the same shape."""
+        x = hidden_states + self.attn(checkpoint(self._project, hidden_states, use_reentrant=False))
+        return x + checkpoint(self._leave, checkpoint(self._enter, x, use_reentrant=False), use_reentrant=False)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.attn.qkv(self.layer_norm1(x))
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.mlp.lin1(self.layer_norm2(x))
+
+    def _leave(self, x: Tensor) -> Tensor:
+        return self.mlp.lin2(self.mlp.act(x))
 
 
 class SamEncoder(Encoder):
@@ -120,7 +181,7 @@ class SamEncoder(Encoder):
             image_size=image_size, patch_size=patch_size, attn_implementation="folded",
         )  # fmt: skip
         windows = [0 if i in self.global_blocks else window_size for i in range(depth)]  # 0 = attends everywhere
-        self.layers = nn.ModuleList(SamVisionLayer(config, window) for window in windows)
+        self.layers = nn.ModuleList(SamLayer(config, window) for window in windows)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for linear in (module for module in self.layers.modules() if isinstance(module, nn.Linear)):
             nn.init.trunc_normal_(linear.weight, std=0.02)

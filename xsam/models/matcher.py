@@ -1,6 +1,6 @@
 """Assign targets to queries: the Hungarian matching of Mask2Former, on a few sampled points."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,40 +16,6 @@ class Matches:
 
     queries: Tensor  # int64[L, M]
     targets: Tensor  # int64[L, M]
-
-
-def corners(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The four cells around points float[.., 2], (x, y) in [0, 1], of a map that has one more cell on all sides:
-    row-major number and bilinear weight of each, as `grid_sample(align_corners=False)` multiplies them."""
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    right, below = x - left, y - top
-    first = top.int() * (width + 2) + left.int() + width + 3
-    for dy, along_y in enumerate((1 - below, below)):
-        for dx, along_x in enumerate((1 - right, right)):
-            yield first + (dy * (width + 2) + dx), along_x * along_y
-
-
-def sample_ids(ids: Tensor, index: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of masks that are held as id maps, without ever making the masks. Equals
-    `grid_sample(mask, align_corners=False)` of the 0 / 1 masks with zeros outside, float32[N, P].
-
-    ids: int16[layers, S, S], -1 = none. index: int64[N], the masks. points: float[P, 2] shared by the masks, or
-    float[N, P, 2]; (x, y) in [0, 1]."""
-    layers, index = F.pad(ids, (1, 1, 1, 1), value=-1).flatten(1), index.to(ids.dtype)[:, None]
-    sampled = torch.zeros((len(index), points.shape[-2]), device=points.device)
-    for cell, weight in corners(points.float(), *ids.shape[1:]):
-        for layer in layers:  # a mask lives in one of them, so they add up
-            sampled += weight * (layer.index_select(0, cell.flatten()).view_as(cell) == index)
-    return sampled
-
-
-def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of C maps float[C, h, w] at float[P, 2], (x, y) in [0, 1]: float[P, C]. As `grid_sample`, but on
-    a CPU many times as fast, as the values of a place stand side by side. Not for gradients of the maps."""
-    rows = F.pad(maps, (1, 1, 1, 1)).flatten(1).T.contiguous()
-    cells, weights = (torch.stack(parts, -1) for parts in zip(*corners(points, *maps.shape[1:]), strict=True))
-    return F.embedding_bag(cells, rows, mode="sum", per_sample_weights=weights)
 
 
 class Matcher:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .deformable import DeformableAttention
+from .sampling import on_cpu, sample_levels
 
 
 @lru_cache(maxsize=32)
@@ -34,6 +34,43 @@ def _cell_centres(shapes: tuple[tuple[int, int], ...], device: torch.device) -> 
     return torch.cat([torch.cartesian_prod(rows, columns).flip(-1) for rows, columns in axes])
 
 
+class DeformableAttention(nn.Module):
+    """Every token looks at a few learned places of every level, instead of at all places. Shape symbols: S = sum of
+    h * w over the levels, A heads, V levels, P points."""
+
+    def __init__(self, channels: int, num_heads: int = 8, num_levels: int = 3, num_points: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(channels, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(channels, num_heads * num_levels * num_points)
+        self.value_proj, self.output_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        # Head a starts looking in direction a of a circle, point p at p + 1 cells; all points are equally strong.
+        for zero in (*self.sampling_offsets.parameters(), *self.attention_weights.parameters()):
+            nn.init.zeros_(zero)
+        angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        grid = directions[:, None, None, :] * torch.arange(1, num_points + 1)[:, None]  # [A, 1, P, 2]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(grid.expand(-1, num_levels, -1, -1).flatten())
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, queries: Tensor, values: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """Gather from the levels, float[B, S, C].
+
+        values: float[B, S, C], tokens, levels (h, w) of `shapes` one after the other, each row-major. queries: the same
+        plus their positions. references: float[S, 2], (x, y) in [0, 1] of every query."""
+        B, S, A, V, P = *queries.shape[:2], self.num_heads, self.num_levels, self.num_points
+        value = self.value_proj(values).view(B, S, A, -1)
+        offsets = self.sampling_offsets(queries).view(B, S, A, V, P, 2)
+        weights = self.attention_weights(queries).view(B, S, A, V * P).softmax(-1).view(B, S, A, V, P)
+        sizes = torch.tensor([[w, h] for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
+        locations = references[:, None, None, None, :] + offsets / sizes[:, None]
+        return self.output_proj(sample_levels(value, locations, weights, shapes, with_bags=on_cpu(value)))
+
+
 class PixelDecoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, both post-norm."""
 
@@ -48,8 +85,13 @@ class PixelDecoderLayer(nn.Module):
         self, tokens: Tensor, positions: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """float[B, S, C] -> float[B, S, C]; `positions` float[S, C], `references` float[S, 2]."""
-        tokens = self.self_attn_layer_norm(tokens + self.self_attn(tokens + positions, tokens, references, shapes))
-        return self.final_layer_norm(tokens + self.fc2(F.relu(self.fc1(tokens))))
+        tokens = tokens + self.self_attn(tokens + positions, tokens, references, shapes)
+        # Of what is inside nothing is kept: it is the largest part, and all but `fc2` is made again.
+        return self.final_layer_norm(checkpoint(self._feed_forward, tokens, use_reentrant=False))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.self_attn_layer_norm(tokens)
+        return tokens + self.fc2(self.fc1(tokens).relu_())
 
 
 class PixelDecoder(nn.Module):

@@ -1,7 +1,9 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from xsam.models.deformable import DeformableAttention, sample_by_bag, sample_by_grid
+from xsam.models.pixel_decoder import DeformableAttention
+from xsam.models.sampling import sample_levels
 
 SHAPES = [(2, 3), (4, 6)]
 
@@ -30,17 +32,15 @@ def loop(value, locations, weights):
     return out.flatten(2)
 
 
-def test_both_formulations_equal_the_loop_with_gradients():
-    expected_inputs = inputs(True)
-    expected = loop(*expected_inputs)
-    expected.square().sum().backward()
-    for sample, tolerance in ((sample_by_bag, 1e-10), (sample_by_grid, 1e-4)):  # the grid samples in float32
-        ours = inputs(True)
-        out = sample(*ours, SHAPES)
-        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
-        out.square().sum().backward()
-        for a, b in zip(ours, expected_inputs, strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=10 * tolerance, atol=10 * tolerance)
+@pytest.mark.parametrize("with_bags", [True, False])
+def test_both_formulations_equal_the_loop_with_gradients(with_bags):
+    expected_inputs, ours = inputs(True), inputs(True)
+    expected, out = loop(*expected_inputs), sample_levels(*ours, SHAPES, with_bags)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    for each in (expected, out):
+        each.square().sum().backward()
+    for a, b in zip(ours, expected_inputs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-9)
 
 
 def test_starts_as_a_ring_of_equal_points():

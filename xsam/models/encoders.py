@@ -73,7 +73,9 @@ class Encoder(nn.Module):
             raise UserError(f"{built} and got {h} x {w}; give the encoder and the images the same size")
 
 
-SCORES = 1 << 23  # of attention, at a time on a CPU: from 32 MB on malloc gives all back at once, in one piece
+# Scores of attention at a time on a CPU: without gradients so many that they stay in the cache; with them so many that
+# malloc, from 32 MB on, gives each piece back at once.
+SCORES = {False: 1 << 18, True: 1 << 23}
 
 
 class SamAttention(SamVisionAttention):
@@ -127,12 +129,13 @@ def attend_head(qkv: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
     """The same of one head, float[N, s, s, 3, d] -> float[N, s, s, d], for a CPU, where a matrix product costs what its
     width says: with a bias, of a few lines of queries at a time."""
     (q, k, v), (n, s) = qkv.unbind(3), qkv.shape[:2]
-    key, value, attended, lines = k.flatten(1, 2), v.flatten(1, 2), [], max(1, SCORES // (n * s**3))
+    key, value, attended = k.flatten(1, 2)[:, None], v.flatten(1, 2)[:, None], []
+    lines = max(1, SCORES[torch.is_grad_enabled()] // (n * s**3))
     for queries, along in zip(q.split(lines, 1), along_h.split(lines), strict=True):
         rows = torch.einsum("bhwd,hkd->bhwk", queries, along)
         columns = torch.einsum("bhwd,wkd->bhwk", queries, along_w)
         bias = (rows[..., None] + columns[..., None, :]).flatten(3).flatten(1, 2)
-        out = F.scaled_dot_product_attention(*(t[:, None] for t in (queries.flatten(1, 2), key, value)), bias[:, None])
+        out = F.scaled_dot_product_attention(queries.flatten(1, 2)[:, None], key, value, bias[:, None])
         attended.append(out.view_as(queries))
     return torch.cat(attended, 1)
 

@@ -1,6 +1,7 @@
 """`xsam benchmark model`: parts of the model beside transformers' modules with the same weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ Case = tuple[Any, ...]  # name, and what `compare` gets
 def report(device: str = "cpu", sizes: Sizes = SIZES, rounds: int = 3) -> dict[str, Any]:
     """`compare` of every part; the last way of each is transformers' or the plain one."""
     found: dict[str, Any] = {"machine": machine(device)}
-    for part in (encoders, pixel_decoder, mask_decoder, text_loss, answers):
+    for part in (encoders, pixel_decoder, mask_decoder, text_loss, answers, compiled):
         for name, ways, *same in part(sizes, device):
             found[name] = compare(ways, *same, device=device, rounds=rounds)
     return found
@@ -128,6 +129,26 @@ def answers(sizes: Sizes, device: str) -> Iterator[Case]:
     features = torch.no_grad()(lambda: model.decode_pixels(model.encode(batch)))()
     ways = {"ours, kept": lambda: ask(batch, features).class_logits, "ours, anew": lambda: ask(batch).class_logits}
     yield "second question about an image", ways
+
+
+def compiled(sizes: Sizes, device: str) -> Iterator[Case]:
+    """What `stage.compile` does for a layer of SAM's encoder and for the language model."""
+    model = segmentor(replace(sizes, depth=1)).to(device)
+    llm = causal_lm(
+        model_type="phi3", vocab_size=32, hidden_size=sizes.llm, intermediate_size=3 * sizes.llm, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=8, eos_token_id=2, pad_token_id=0,
+    ).to(device)  # fmt: skip
+    images, embeds = noise(1, 3, sizes.image, sizes.image, device=device), noise(1, 1024, sizes.llm, device=device)
+    runs = {
+        "global layer": (model.seg_encoder, lambda part: part(images, [1])),
+        "language model, 2 layers": (llm.model, lambda part: part(inputs_embeds=embeds, use_cache=False)[0]),
+    }
+    for name, (part, call) in runs.items():
+        faster = deepcopy(part)
+        faster.compile()
+        each = {"compiled": faster, "as it is": part}
+        ways = {way: (partial(call, module), list(module.parameters())) for way, module in each.items()}
+        yield from both(f"torch.compile, {name}", ways)
 
 
 def in_place(embeds: Tensor) -> Spliced:

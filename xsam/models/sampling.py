@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether what is fastest on a CPU is meant. The fake tensors of `xsam estimate` stand for a GPU's."""
-    return x.is_cpu and type(x) is Tensor
+    """Whether what is fastest on a CPU is meant. The fake tensors of `xsam doctor` stand for a GPU's, and torch.compile
+    takes minutes for many small pieces."""
+    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def corners(places: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,6 +8,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def _is_override(word: str) -> bool:
 
 def _add_main_verbs(verb: Callable[..., Parser]) -> None:
     train = verb(_train, "train one stage", "xsam train configs/shapes/stage1.py stage.steps=100").add_argument
-    train("config", help="a config under configs/; followed by overrides such as stage.lr=1e-4")
+    train("config", help="a config under configs/; followed by overrides such as stage.lr=1e-4, data=my.jsonl")
     train("--work-dir", type=Path, help="run folder; default: runs/ and the config's path")
     train("--init-from", action="append", metavar="CKPT", help="weights, instead of stage.init_from")
     train("--resume", action="store_true", help="go on from the newest intact state of the run folder")
@@ -65,7 +67,7 @@ def _add_main_verbs(verb: Callable[..., Parser]) -> None:
     predict = verb(_predict, "draw the masks of images", example).add_argument
     for add in (evaluate, predict):
         add("config", nargs="?", default="", help="config of the model; default: the checkpoint's own")
-        add("--checkpoint", default="", help='run folder or weights; "random" asks for random weights')
+        add("--checkpoint", default="", help='run folder, hub name, weights or "random"; predict has a default')
         add("--new", nargs="+", default=[], metavar="PATTERN", help="what may be missing, random then")
     evaluate("--benchmarks", nargs="+", default=["all"], metavar="NAME", help="rows of the config, or all")
     evaluate("--protocol", choices=("paper", "strict"), default="paper", help="given or generated answers")
@@ -75,11 +77,21 @@ def _add_main_verbs(verb: Callable[..., Parser]) -> None:
     evaluate("--official", action="store_true", help="also write the benchmarks' own submission formats")
     evaluate("--out", type=Path, help="folder of the results; default: eval/PROTOCOL beside the checkpoint")
     evaluate("--compare", nargs=2, type=Path, metavar="DIR", help="only print two results side by side")
-    predict("--image", nargs="+", required=True, help="image files")
-    predict("--task", choices=("panoptic", "instance", "semantic", "refer", "chat"), default="panoptic")
-    predict("--prompt", default="", help='expression, question, or categories: "things, ..; stuff, .."')
-    predict("--score", type=float, default=0.5, help="least class probability of a segment")
+    predict("--image", nargs="+", action="extend", required=True, help="image files, folders of them, patterns")
+    tasks = ["panoptic", "instance", "semantic", "refer", "reason", "describe", "interact", "ground", "chat"]
+    predict("--task", choices=tasks, default="panoptic", help="default: panoptic")
+    predict("--prompt", default="", help='expression, question, or names: "things, ..; stuff, .."')
+    predict("--score", type=float, help="least probability of what is found")
+    for name, form in (("point", "X,Y"), ("box", "X0,Y0,X1,Y1"), ("scribble", "X,Y,X,Y,..")):
+        text = f"a visual prompt in pixels, as --{name} 40,60{'' if name == 'point' else ',80,90'}"
+        predict(f"--{name}", type=coordinates, action="append", default=[], metavar=form, help=text)
+    predict("--mask", action="append", default=[], metavar="PNG", help="one that is drawn: all that is not black")
+    predict("--reference", default="", metavar="IMAGE", help="ground: where the visual prompts lie, if elsewhere")
     predict("--out", type=Path, default=Path("predictions"), help="folder of the overlays and masks")
+    predict("--json", action="store_true", help="print the results as JSON")
+    predict("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; default: as stored")
+    predict("--bits", type=int, default=0, choices=(4, 8), help="of the language model's weights")
+    predict("--compile", nargs="+", default=[], metavar="MODULE", help="for torch.compile, as seg_encoder llm")
 
 
 def _add_other_verbs(verb: Callable[..., Parser]) -> None:
@@ -92,7 +104,7 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
     score("--similarity", choices=("jaccard", "bert"), default="", help="gcg: how recall compares phrases")
     score("--json", action="store_true", help="print the scores as JSON")
 
-    example = "xsam data validate configs/shapes/stage3.py"
+    example = "xsam data validate my.jsonl"
     data = verb(_data, "prepare, validate and preview datasets", example)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = actions.add_parser("prepare", help="make or check the files that a download lacks")
@@ -105,7 +117,7 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
     show.add_argument("--out", type=Path, required=True, help="folder of the page")
     show.add_argument("--count", type=int, default=16, help="samples of each row")
     for action in (check, show):
-        action.add_argument("target", help="a dataset of docs/datasets.md, a config, or a .json or .jsonl file")
+        action.add_argument("target", help="your own .json, .jsonl or folder; a config, or a dataset")
         action.add_argument("--images", default="", help="folder of a file's images; default: the file's own")
 
     example = "xsam convert pytorch_model.bin xsam_phi3 --to xsam --tokenizer Phi-3-mini-4k-instruct"
@@ -131,6 +143,11 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
     add("--out", type=Path, default=Path("growth"), help="growth: folder of the plots")
     add("--json", action="store_true", help="print the report as JSON")
 
+    demo = verb(_demo, "ask in the browser: a page, and POST /v1/segment", "xsam demo --port 8080").add_argument
+    demo("--checkpoint", default="", help="run folder or hub name; default: the embedded model")
+    demo("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    demo("--port", type=int, default=7860, help="default: 7860")
+
     example = "xsam parity ../parity --case s1.train"
     parity = verb(_parity, "replay recorded reference tensors", example).add_argument
     parity("directory", type=Path, help="folder with goldens.json and its tensors")
@@ -151,13 +168,18 @@ def _train(options: Options) -> int:
     return 0
 
 
-def _load(options: Options) -> tuple[Any, Any, dict[str, Any]]:
+def _load(options: Options, **how: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Model, processor and config."""
     from .api import load
 
     if not options.checkpoint:
         raise UserError("give --checkpoint, a run folder of `xsam train`")
-    return load(options.checkpoint, options.config, options.overrides, new=options.new)
+    return load(options.checkpoint, options.config, options.overrides, new=options.new, **how)
+
+
+def coordinates(text: str) -> list[float]:
+    """Numbers with commas between; argparse reports a ValueError."""
+    return [float(part) for part in text.split(",")]
 
 
 def _evaluate(options: Options) -> int:
@@ -193,11 +215,20 @@ def _evaluate(options: Options) -> int:
 
 
 def _predict(options: Options) -> None:
-    from .api import XSam
+    import torch
+
+    from .api import XSam, embedded_model
     from .apps.predict import predict
 
-    model, processor, config = _load(options)
-    predict(XSam(model, processor), config, options.image, options.task, options.prompt, options.score, options.out)
+    options.checkpoint = options.checkpoint or str(embedded_model())
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    regions = [{kind: value} for kind in ("point", "box", "scribble", "mask") for value in getattr(options, kind)]
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what was loaded
+        model, processor, config = _load(options, dtype=dtype, bits=options.bits, compile=options.compile)
+    predict(
+        XSam(model, processor), config, options.image, options.task, options.out, as_json=options.json,
+        prompt=options.prompt, score=options.score, regions=regions, reference=options.reference,
+    )  # fmt: skip
 
 
 def _score(options: Options) -> None:
@@ -249,6 +280,16 @@ def _benchmark(options: Options) -> None:
         "step": lambda: step.of_stage(*stage) if options.config else step.beside_transformers(device),
     }[what]()  # fmt: skip
     print(json.dumps(report) if options.json else measure.table(report))
+
+
+def _demo(options: Options) -> None:
+    if not find_spec("gradio"):
+        raise UserError("the page needs gradio: pip install 'xsam[demo]'")
+    from demo.server import serve
+
+    from .api import XSam
+
+    serve(XSam.from_pretrained(options.checkpoint), options.host, options.port)
 
 
 def _parity(options: Options) -> int:

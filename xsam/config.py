@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .data import own
 from .data.records import read_json
 from .structures import UserError
 
@@ -23,8 +24,9 @@ def data_root() -> Path:
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a config (`.py`, or the `config.json` of a checkpoint) and apply `a.b.c=value` overrides. Returns plain
-    dicts with classes as dotted names, so the result can be stored, compared and built anywhere.
-    Raises UserError for a missing file, a config that does not load, or an override of a key that is not there."""
+    dicts with classes as dotted names, so the result can be stored, compared and built anywhere. The overrides
+    `data=FILE` and `val=FILE` stand for the source and the benchmark `own`: one's own data, see `own.row`. Raises
+    UserError for a missing file, a config that does not load, or an override of a key that is not there."""
     path = Path(path, "config.json") if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config; the shipped ones are under configs/")
@@ -59,6 +61,10 @@ def _override(config: dict[str, Any], override: str, path: Path) -> None:
         value = _plain(ast.literal_eval(text), Path("data"))
     except (ValueError, SyntaxError):
         value = text  # a bare word is a string
+    rows = {"data": config.get("mixture", {}).get("sources"), "val": config.get("benchmarks")}.get(name)
+    if rows is not None:
+        rows["own"] = own.row(text, train=name == "data")
+        return
     *parents, last = name.split(".")
     node: Any = config
     for depth, part in enumerate(parents, start=1):

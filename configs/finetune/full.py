@@ -1,17 +1,18 @@
-"""Fine-tune everything on your own COCO instances, from a stage-3 checkpoint.
+"""Fine-tune everything on your own data, from a stage-3 checkpoint.
 
-    torchrun --nproc_per_node 8 tools/train.py configs/finetune/full.py --init-from CHECKPOINT
-
-For panoptic data or JSON lines import `panoptic` or `lines` (and `.._val`) instead of `instances`.
+torchrun --nproc_per_node 8 tools/train.py configs/finetune/full.py data=my.json --init-from CHECKPOINT
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.mixtures.own import instances as mixture, instances_val as benchmarks
     from .._base_.models.xsam_phi3 import *
 
+from xsam.data.mixture import Mixture
+
 processor.update(vision_geometry="squash")  # as the released weights were trained
+mixture = dict(type=Mixture, sources={})  # `data=FILE` is the source `own`
+benchmarks = {}  # `val=FILE` is the benchmark `own`
 
 stage = dict(
     name="finetune",

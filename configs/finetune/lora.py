@@ -1,6 +1,6 @@
-"""Fine-tune low-rank adapters of the language model, and the segmentor, on your own COCO instances: one 24 GB GPU.
+"""Fine-tune low-rank adapters of the language model, and the segmentor, on your own data: one 24 GB GPU.
 
-xsam train configs/finetune/lora.py mixture.sources.own.data.annotations=my.json mixture.sources.own.data.images=my/
+xsam train configs/finetune/lora.py data=my.json --init-from CHECKPOINT
 """
 
 from mmengine.config import read_base

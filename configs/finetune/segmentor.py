@@ -1,6 +1,6 @@
-"""Fine-tune the segmentor alone on your own COCO instances: encoders, projectors and language model stay as they are.
+"""Fine-tune the segmentor alone on your own data: encoders, projectors and language model stay as they are.
 
-xsam train configs/finetune/segmentor.py mixture.sources.own.data.annotations=my.json ...
+xsam train configs/finetune/segmentor.py data=my.json --init-from CHECKPOINT
 """
 
 from mmengine.config import read_base

@@ -55,7 +55,8 @@ def test_kinds_are_counted_and_explained(coco, capsys):
     assert validate(str(coco)) == 1
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[1].split() == [str(coco), "6", "-", "6", "5"]
+    assert lines[0] == f"{coco}: trains the task generic, read by CocoInstances"
+    assert lines[3].split() == [str(coco), "6", "-", "6", "5"]
     found = {lines[i].partition(f"{coco}: ")[2]: lines[i + 2].strip() for i, line in enumerate(lines) if " x " in line}
     assert found == {
         "image N, annotation N: category_id N is not in the file's list of categories": "remedy: add the category to `categories`, or remove its annotations",
@@ -185,7 +186,13 @@ def test_what_is_missing_is_one_line_with_its_source(tmp_path, monkeypatch, caps
     assert "get it from github.com/dvlab-research/LISA" in lines[0]
 
 
-@pytest.mark.parametrize("target, message", [("nowhere", "neither a config"), ("no.json", "no.json: no such file")])
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("nowhere", "nowhere: no file or folder, nor a dataset; those are: shapes,"),
+        ("no.json", "no.json: no such file"),
+    ],
+)
 def test_targets_that_are_nothing(target, message):
     with pytest.raises(UserError, match=message):
         read(target)

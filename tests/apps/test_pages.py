@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from xsam.apps.pages import preview
-from xsam.apps.visualize import OPACITY, color
 from xsam.cli import main
 from xsam.data.masks import encode_rle
+from xsam.visualize import OPACITY, color
 
 NAME = '<script>alert("x")</script> & co'
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from xsam.data.images import fit_frame, longest_side_size, read_image, vision_image
+from xsam.data.images import fit_frame, image_source, longest_side_size, read_image, vision_image
 from xsam.data.masks import pack, pad_ids, resize_ids, unpack
-from xsam.structures import BadSample
+from xsam.structures import BadSample, UserError
 
 RECORDED = Path(__file__).parents[2] / "../shared/parity/s1.preprocess.safetensors"
 
@@ -86,3 +87,56 @@ def test_recorded_preprocessing_is_reproduced():
         ids = pad_ids(resize_ids(segments.ids, h, w), side)
         masks = unpack(type(segments)(ids, segments.count))
         assert (masks == recorded[f"processed.mask_labels_u8.{i}"].astype(bool)).all()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        PIXELS,
+        PIXELS[:, ::-1][:, ::-1],
+        Image.fromarray(PIXELS),
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+        torch.from_numpy(PIXELS).permute(2, 0, 1) / 255,
+        (torch.from_numpy(PIXELS).permute(2, 0, 1) / 255).requires_grad_(),
+        Image.fromarray(np.dstack([PIXELS, np.zeros((5, 7), np.uint8)])),
+    ],
+)
+def test_pixels_come_through_unchanged(picture):
+    assert (read_image(image_source(picture)) == PIXELS).all()
+
+
+def test_other_pictures_as_sources(tmp_path):
+    assert image_source("a/b.png") == "a/b.png" == image_source(Path("a/b.png"))
+    gray = PIXELS[..., 0]
+    for picture in (gray, Image.fromarray(gray), Image.fromarray(gray.astype(np.uint16) * 256)):
+        assert (read_image(image_source(picture)) == gray[..., None]).all()
+    Image.fromarray(np.tile(PIXELS, (20, 20, 1))).save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    with pytest.raises(BadSample, match="the image: cannot be read as an image"):
+        image_source(Image.open(tmp_path / "b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "picture, named",
+    [
+        (PIXELS.astype(float), r"ndarray float64 \[5, 7, 3\]"),
+        (PIXELS[None], r"ndarray uint8 \[1, 5, 7, 3\]"),
+        (PIXELS.transpose(2, 0, 1), r"ndarray uint8 \[3, 5, 7\]"),
+        (PIXELS[:0], r"\[0, 7, 3\]"),
+        (torch.from_numpy(PIXELS), r"Tensor torch.uint8 \[5, 7, 3\]"),
+        (torch.full((3, 4, 4), 1.5), "Tensor torch.float32"),
+        (torch.full((3, 4, 4), torch.nan), "Tensor torch.float32"),
+        (torch.zeros(3, 0, 4), r"\[3, 0, 4\]"),
+        (torch.zeros(4, 4), r"\[4, 4\]"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "torch.int64"),
+        (None, "NoneType"),
+        (b"bytes", "bytes"),
+        ([1, 2], "list"),
+    ],
+)
+def test_what_is_no_picture_is_one_line(picture, named):
+    with pytest.raises(UserError, match=f"an image is a path, .*, not .*{named}"):
+        image_source(picture)

@@ -174,3 +174,18 @@ def test_wrong_names_are_one_line():
         Processor(seg_size=8, template="llama")
     with pytest.raises(UserError, match="tokenizer 'no/such/folder' cannot be loaded"):
         Processor(seg_size=8, tokenizer="no/such/folder")
+
+
+def test_prompt_of_several_turns_leaves_the_last_answer_open(tokenizer, image):
+    """A conversation so far is encoded as training encodes it, with its `<SEG>` and phrases."""
+    processor = Processor(seg_size=32, tokenizer=tokenizer)
+    turns = (*TURNS[:1], Turn("How many?", "2"), Turn("Which?", "the left one"))
+    prompt = processor.prompt(Sample(id="x", image=image, turns=turns), 0)
+    whole = processor(Sample(id="x", image=image, turns=turns), 0)
+    said = processor.tokenizer.decode([i for i in prompt.input_ids if i >= 0])
+    assert said.endswith("How many?<|end|>\n<|assistant|>\n2<|end|>\n<|user|>\nWhich?<|end|>\n<|assistant|>\n")
+    n = len(prompt.input_ids)
+    assert (whole.input_ids[:n] == prompt.input_ids).all()
+    assert processor.text(whole.input_ids[n:].tolist()) == "the left one"
+    assert (prompt.seg_ids == whole.seg_ids[:n]).all()
+    assert (prompt.labels == IGNORE_INDEX).all()

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from scipy import ndimage
 
-from xsam.data.masks import mask_box
-from xsam.data.regions import KINDS, dilate, sample_points, visual_prompts
-from xsam.structures import BadSample
+from xsam.data.masks import decode_rle, mask_box
+from xsam.data.regions import KINDS, dilate, sample_points, typed_prompt, visual_prompts
+from xsam.structures import BadSample, UserError
 
 DISC_10, DISC_5 = 317, 81  # pixels (x, y) with x^2 + y^2 <= r^2: Gauss's circle problem
 
@@ -132,3 +134,73 @@ def test_sampled_points_are_pixels_of_the_region():
     assert {tuple(point) for point in few} == expected
     many = sample_points(rectangle(0, 0, 120, 160), np.random.default_rng(0))
     assert len({tuple(point) for point in many}) == 256  # without repeats
+
+
+Y, X = np.mgrid[:480, :640]
+
+
+def typed(height: int = 480, width: int = 640, **given) -> np.ndarray:
+    return decode_rle(typed_prompt(given, height, width))
+
+
+def test_typed_prompts_have_the_brushes_of_drawn_ones():
+    point = typed(point=(100, 200))
+    assert point.sum() == DISC_10
+    assert mask_box(point) == (90, 190, 111, 211)
+    assert (typed(points=[(100, 200), (300.9, 400.2)]) == point | typed(point=(300, 400))).all()
+    assert typed(96, 96, point=(50, 50)).sum() == 13  # radius 2, as the embedded world's prompts
+    assert mask_box(typed(box=(10, 20, 30.5, 40))) == (10, 20, 31, 40)
+    assert typed(box=(10, 20, 30.5, 40)).sum() == 21 * 20
+    assert typed(box=(0, 0, 640, 480)).all()
+    line = typed(scribble=[(100, 100), (150, 100), (150, 200)])
+    assert mask_box(line) == (95, 95, 156, 206)
+    assert line[100, 100:151].all()
+    assert line[100:201, 150].all()
+    assert ndimage.label(line)[1] == 1
+    near = np.minimum(
+        np.hypot(np.maximum(0, np.abs(X - 125) - 25), Y - 100), np.hypot(X - 150, np.maximum(0, np.abs(Y - 150) - 50))
+    )
+    assert (line == (near <= 5)).all()  # every pixel at most 5 from the two lines
+    assert (typed(scribble=[(7, 9)]).sum(), typed(point=(639.9, 0)).any()) == (DISC_5, True)
+
+
+def test_a_typed_mask_is_kept(tmp_path):
+    mask = rectangle(10, 20, 30, 40)
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "a.png")
+    for value in (mask, mask.astype(np.uint8), torch.from_numpy(mask), Image.fromarray(mask), tmp_path / "a.png"):
+        assert (typed(120, 160, mask=value) == mask).all()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "one of points, point, scribble, box, mask; here is none"),
+        ({"point": (1, 1), "box": (1, 1, 2, 2)}, r"here is \['point', 'box'\]"),
+        ({"circle": (1, 1)}, r"here is \['circle'\]"),
+        ({"point": (1,)}, "does not have the numbers of a point"),
+        ({"point": (1, 2, 3, 4)}, "does not have the numbers of a point"),
+        ({"point": "here"}, "does not have the numbers"),
+        ({"point": None}, "does not have the numbers|leaves the image"),
+        ({"point": (160, 5)}, "leaves the image, which has 160 x 120 pixels"),
+        ({"point": (5, -0.1)}, "leaves the image"),
+        ({"point": (np.nan, 5)}, "leaves the image"),
+        ({"points": []}, "is empty"),
+        ({"box": (1, 1, 161, 5)}, "leaves the image"),
+        ({"box": (5, 5, 5, 9)}, "is empty"),
+        ({"box": (9, 9, 5, 5)}, "is empty"),
+        ({"box": (1, 2, 3)}, "numbers of a box"),
+        ({"scribble": [(1, 2), (3,)]}, "numbers of a scribble"),
+        ({"scribble": [(1, 2), (159, 120)]}, "leaves the image"),
+        ({"mask": np.zeros((120, 160), bool)}, "is empty"),
+        ({"mask": np.ones((5, 5), bool)}, r"is \(5, 5\), the image \(120, 160\)"),
+        ({"mask": ["a"]}, "numbers of a mask"),
+    ],
+)
+def test_a_wrong_typed_prompt_is_one_line(given, message):
+    with pytest.raises(UserError, match=message):
+        typed_prompt(given, 120, 160)
+
+
+def test_a_mask_file_that_is_not_there(tmp_path):
+    with pytest.raises(BadSample, match="cannot be read as an image"):
+        typed_prompt({"mask": tmp_path / "none.png"}, 10, 10)

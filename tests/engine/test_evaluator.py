@@ -168,6 +168,8 @@ def test_unknown_benchmarks(setup):
     assert evaluator.select(rows, ["all"]) == rows
     with pytest.raises(UserError, match="no benchmark refcoco in this config; it has shapes_panoptic"):
         evaluator.select(rows, ["refcoco"])
+    with pytest.raises(UserError, match="give val=FILE"):
+        evaluator.select({}, ["all"])
 
 
 def test_answers_depend_on_the_sample_alone(setup):

@@ -122,14 +122,10 @@ OLD = (
 @pytest.mark.skipif(not (STAGE3 / "model.safetensors").is_file(), reason="`make shapes` has not been run")
 def test_a_new_class_is_learnt_and_the_old_ones_are_kept(tmp_path):
     own = tmp_path / "own"
-    subprocess.run([sys.executable, Path(__file__).with_name("new_shapes.py"), own], check=True)
-    moved = [
-        f"{row}.own.data.{name}={own}/{split}{end}"
-        for row, split in (("mixture.sources", "train"), ("benchmarks", "val"))
-        for name, end in (("annotations", ".json"), ("images", ""))
-    ]
-    config, scores = "configs/finetune/shapes.py", []
-    assert main(["train", config, "--work-dir", str(tmp_path / "tuned"), *moved]) == 0
+    subprocess.run([sys.executable, "examples/own_data.py", own], check=True)
+    given = [f"data={own}/train.json", f"val={own}/val.json"]
+    config, scores = "configs/finetune/own_data_mixed.py", []
+    assert main(["train", config, "--work-dir", str(tmp_path / "tuned"), *given]) == 0
     for checkpoint in (STAGE3, tmp_path / "tuned"):
         out = tmp_path / f"eval_{checkpoint.name}"
         rows = ["own", *(name for name, _ in OLD)]
@@ -140,7 +136,7 @@ def test_a_new_class_is_learnt_and_the_old_ones_are_kept(tmp_path):
             str(checkpoint),
             "--out",
             str(out),
-            *moved,
+            *given,
             "--benchmarks",
             *rows,
         ]

@@ -13,7 +13,7 @@ from xsam.data.gcg import GcgPairs, GrandF, GroundedCaption
 from xsam.data.masks import decode_rle, encode_rle, unpack
 from xsam.data.prompt import Processor
 from xsam.structures import ItemOutput
-from xsam.tasks.grounded_conversation import QUESTIONS, GroundedConversation, marked, parse
+from xsam.tasks.grounded_conversation import QUESTIONS, GroundedConversation, caption, marked, parse, shown
 
 CAPTION = 'A dog and a Cat near "the house"'
 
@@ -143,6 +143,22 @@ def test_spans_that_the_tokens_do_not_have_fail(val):
     task = GroundedConversation(data=val)
     sample = task.sample(0, np.random.default_rng(0))
     assert task.postprocess([output(0)], "<p>a</p> <p>b</p>. <SEG>", sample).failed
+
+
+@pytest.mark.parametrize(
+    "answer, said, places",
+    [
+        ("<p>a dog</p> and <p>a dog</p> . It is <SEG>.", "a dog and a dog.", [(0, 5), (10, 15)]),
+        ("see <p> a  dog </p> ; <p>mr , x</p> <SEG>.", "see a dog; mr, x", [(4, 9), (11, 16)]),
+        ("<p>a dog. then <SEG> it. runs</p> on <p>a mat</p>.", "a dog. runs on a mat.", [(0, 0), (15, 20)]),
+    ],
+)
+def test_phrases_are_found_in_the_caption(answer, said, places):
+    """The sentence of the `<SEG>` is left out, even from the middle of a phrase, which then stands nowhere."""
+    found = list(shown(output(0, 1), answer))
+    assert caption(answer) == said
+    assert [place for *_, place in found] == places
+    assert [decode_rle(encode_rle(mask.numpy())).sum() for mask, *_ in found] == [8, 8]
 
 
 @pytest.mark.parametrize(

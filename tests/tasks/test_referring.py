@@ -13,7 +13,7 @@ from xsam.data.masks import unpack
 from xsam.data.mixture import key
 from xsam.data.refer import RefCoco
 from xsam.structures import BadSample, ItemOutput, Prediction, Sample, UserError
-from xsam.tasks.referring import ReferringSegmentation
+from xsam.tasks.referring import ReferringSegmentation, meant
 
 
 def referring(world: Path, split: str = "val", **options) -> ReferringSegmentation:
@@ -165,3 +165,19 @@ def test_an_image_that_cannot_be_used_is_counted(tmp_path):
     with pytest.raises(BadSample, match="line 5: a polygon needs"):
         task.sample(3, np.random.default_rng(0))
     assert task.baselines(range(4))["whole image"]["T_acc"] == 100
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_below_the_score_the_target_is_absent(world, several):
+    """N_acc and T_acc can be had at a threshold; without one, a single target is always there."""
+    mask = np.zeros((1, 96, 96), bool)
+    mask[:, 10:20, 10:30] = True
+    for score, probability, there in ((0.6, 0.7, True), (0.6, 0.55, False), (0.0, 0.55, True)):
+        task = referring(world, several=several, score=score)
+        sample = task.sample(0, np.random.default_rng(0))
+        segments = task.postprocess([answer(mask, [probability])], "", sample).segments
+        assert [segment.score for segment in segments] == ([pytest.approx(probability)] if there else [])
+        assert task.may_be_empty == (several or score > 0)
+    assert len(meant(answer(mask, [0.1]))) == 1
+    assert meant(answer(mask, [0.1]), several=True) == []
+    assert meant(answer(mask, [0.1]), score=0.2) == []

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import config as configs
+from ..data import own
 from ..data import prepare as converters
 from ..data.catalog import DATASETS, Dataset, fits
 from ..data.images import image_size, read_image
@@ -25,6 +26,7 @@ from ..structures import BadSample, Sample, UserError
 from ..tasks.base import build
 
 PUBLISHED = {row: count for dataset in DATASETS.values() for row, count in dataset.rows.items()}
+OWN = "configs/finetune/own_data.py"  # whose processor previews one's own data
 Row = dict[str, Any]  # what `tasks.base.build` takes
 Rows = dict[str, Row]  # by its name in an override, or by its file
 MANY = 20_000  # records; of more, `SOME` are taken unless the user says otherwise
@@ -46,26 +48,21 @@ def read(target: str, overrides: Sequence[str] = (), images: str = "") -> tuple[
     theirs is missing, if that is known. Raises UserError where it is nothing, or its config does not load.
 
     Args:
-        target: a name of the catalog; a config (`.py`, or a run folder); a COCO `.json` (instances, or panoptic with
-            its PNGs in the folder of the same name), or a `.jsonl`.
+        target: a name of the catalog; a config (`.py`, or a run folder); or one's own data, see `data.own.row`.
         overrides: of the config, or of the base config where `target` is none.
         images: folder of a file's images; default: the file's own."""
     path = Path(target)
     if target in DATASETS:
         return _of_dataset(DATASETS[target], overrides)
-    if path.suffix == ".py" or path.is_dir() or path.name == "config.json":
+    if path.suffix == ".py" or path.name == "config.json" or (path / "config.json").is_file():
         config = configs.load(path, overrides)
         rows = _rows(config)
         if not rows or "processor" not in config:
-            raise UserError(f"{path}: has no sources or benchmarks; give the config of a stage")
+            raise UserError(f"{path}: has no sources or benchmarks; give the config of a stage, and data=FILE")
         return rows, config["processor"], ""
-    if path.suffix not in (".json", ".jsonl"):
-        names = ", ".join(DATASETS)
-        raise UserError(f"{target}: neither a config, nor a .json or .jsonl file, nor a dataset; those are: {names}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    processor = configs.load("configs/xsam_phi3_stage3.py", overrides)["processor"]
-    return {target: _file_node(path, images or str(path.parent))}, processor, ""
+    if not path.exists() and not path.suffix:
+        raise UserError(f"{target}: no file or folder, nor a dataset; those are: {', '.join(DATASETS)}")
+    return {target: own.row(target, images)}, configs.load(OWN, overrides)["processor"], ""
 
 
 def _of_dataset(dataset: Dataset, overrides: Sequence[str]) -> tuple[Rows, dict[str, Any], str]:
@@ -85,17 +82,6 @@ def _rows(config: dict[str, Any]) -> Rows:
         if not isinstance(node, dict) or not {"type", "data"} <= node.keys():
             raise UserError(f"{name}: needs a task as `type` and its reader as `data`")
     return nodes
-
-
-def _file_node(path: Path, images: str) -> dict[str, Any]:
-    task, data = "generic.GenericSegmentation", {"annotations": str(path), "images": images}
-    if path.suffix == ".jsonl":
-        task, data["type"] = "referring.ReferringSegmentation", "xsam.data.jsonl.JsonLines"
-    elif b'"segments_info"' in path.read_bytes():
-        data |= {"type": "xsam.data.coco.CocoPanoptic", "segments": str(path.with_suffix(""))}
-    else:
-        data["type"] = "xsam.data.coco.CocoInstances"
-    return {"type": f"xsam.tasks.{task}", "data": data, "train": True}
 
 
 @dataclass(slots=True)
@@ -137,6 +123,9 @@ def validate(
         reasons = [finding.first for report in reports for finding in report.findings.values()]
         first = reasons[0] if reasons else f"{target}: no records"
         raise UserError(f"{first}; {source}" if source else first)
+    if target in rows:  # one's own
+        task, reader = (name.split(".")[2:] for name in (rows[target]["type"], rows[target]["data"]["type"]))
+        print(f"{target}: trains the task {task[0]}, read by {reader[-1]}\n")
     print(table(reports))
     return int(any(report.findings for report in reports))
 

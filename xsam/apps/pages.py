@@ -29,8 +29,8 @@ from ..data.prompt import PLACEHOLDERS, Processor
 from ..engine import results
 from ..structures import IGNORE_INDEX, REGION_TOKEN, BadSample, Encoded, Prediction, Sample, SegmentMap, UserError
 from ..tasks.base import Task, build
+from ..visualize import SIDE, Color, color, draw_segments
 from .datasets import read
-from .visualize import SIDE, Color, color, draw_segments
 
 GROUP = 4  # samples of the preview that are collated together, as a mixture's contrast group is
 COUNT = 6  # of the worst samples in the gallery, and of those at random

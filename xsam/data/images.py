@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from ..structures import BadSample
+from ..structures import BadSample, UserError
+
+# a path (or data URI), PIL's, uint8[H, W, 3] or [H, W], uint8 or float (0 to 1) [3, H, W]
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
 PAD_COLOUR = 127  # int(255 * 0.5), the mean of SigLIP's normalisation
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -25,9 +31,33 @@ def read_image(path: str | Path) -> np.ndarray:
     EXIF orientation is not applied, as annotations are drawn on the pixels as stored; transparency is dropped, 16-bit
     grey scaled to 8 bits. Raises BadSample when the file is missing, truncated or no image."""
     with _opened(path) as image:
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.array(image.convert("RGB"))
+        return np.array(_rgb(image))
+
+
+def image_source(picture: Picture) -> str:
+    """A picture as `Sample.image` has it: the path as it is, or pixels as the data URI of a file without compression.
+    Raises UserError for another type, shape or range, BadSample where PIL cannot read the pixels."""
+    if isinstance(picture, str | Path):
+        return str(picture)
+    what = f"{type(picture).__name__} {getattr(picture, 'dtype', '')} {[*getattr(picture, 'shape', ())]}"
+    if isinstance(picture, Tensor):
+        if picture.is_floating_point() and picture.numel() and 0 <= picture.min() <= picture.max() <= 1:
+            picture = (picture * 255).round().byte()
+        if picture.dtype == torch.uint8 and picture.ndim == 3:
+            picture = picture.permute(1, 2, 0).cpu().numpy()
+    if isinstance(picture, np.ndarray) and picture.size and picture.dtype == np.uint8:
+        picture = Image.fromarray(picture) if picture.ndim == 2 or picture.shape[2:] == (3,) else picture
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"an image is a path, PIL's, uint8[H, W, 3] or a tensor [3, H, W] of uint8 or 0..1, not {what}")
+    with _readable("the image"):
+        _rgb(picture).save(file := BytesIO(), "PPM")
+    return f"data:image/x-portable-pixmap;base64,{base64.b64encode(file.getbuffer()).decode()}"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -39,10 +69,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     inline = str(path).startswith("data:")
-    name, _, data = str(path).partition(",") if inline else (path, "", "")
+    name, _, data = str(path).partition(",") if inline else (str(path), "", "")
+    with _readable(name), Image.open(BytesIO(base64.b64decode(data, validate=True)) if inline else path) as image:
+        yield image
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Damage as BadSample."""
     try:
-        with Image.open(BytesIO(base64.b64decode(data, validate=True)) if inline else path) as image:
-            yield image
+        yield
     except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else reason

@@ -1,5 +1,6 @@
 """Label maps: PNGs whose pixels are class numbers, as ADE20K, Cityscapes, Pascal VOC and PASCAL-Context have them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def read_names(names: str | Path) -> list[Category]:
         raise UserError(f"{path}: no list of class names; give a .txt file or one of {shipped}") from None
     if not lines:
         raise UserError(f"{path}: names no class; give one name per line")
-    rows = [{"id": i, "name": line.lstrip("*"), "isthing": line.startswith("*")} for i, line in enumerate(lines)]
+    # labelme writes "_background_"
+    rows = [{"id": i, "name": line.strip("*_"), "isthing": line.startswith("*")} for i, line in enumerate(lines)]
     return check_categories(path, rows)
 
 
@@ -34,20 +36,28 @@ class LabelMaps:
     """Images and their label maps in two folders: one record per image, sorted by name.
 
     An image is `images/NAME + image_suffix`, its map, of one channel, `labels/NAME + label_suffix`; NAME may begin with
-    folders. `names`: see `read_names`. `first`: pixel value of the first class. `ignore`: pixel value of what belongs
-    to no class and does not count. `split`: text file with one NAME per line; "" = all that the folders hold."""
+    folders, `image_suffix` may be "", which is any. `names`: see `read_names`. `first`: pixel value of the first class.
+    `ignore`: pixel value of what belongs to no class and does not count. `split`: text file with one NAME per line;
+    "" = all that the folders hold. `objects`: folder of maps that number the objects of an image, 0 = none; then all
+    classes but "background" are things."""
 
     metrics: tuple[str, ...] = ("semantic",)  # that it can be the truth of
 
     def __init__(
         self, images: str | Path, labels: str | Path, names: str | Path, *, image_suffix: str = ".jpg",
         label_suffix: str = ".png", first: int = 0, ignore: int = 255, split: str | Path = "",
+        objects: str | Path = "",
     ) -> None:  # fmt: skip
         self.images, self.labels = require_folder(images), require_folder(labels)
         self.categories, self.first, self.ignore = read_names(names), first, ignore
         self.image_suffix, self.label_suffix = image_suffix, label_suffix
+        self.objects = require_folder(objects) if objects else None
+        if objects:
+            self.metrics = ("panoptic", "instance", "semantic")
+            self.categories = [replace(c, is_thing=c.name != "background") for c in self.categories]
+        self._images = {} if split else named(self.images, image_suffix)
         # names of either folder, so that an image without a map is noticed
-        found = _lines(split) if split else _names(self.images, image_suffix) | _names(self.labels, label_suffix)
+        found = _lines(split) if split else self._images.keys() | named(self.labels, label_suffix).keys()
         if not found:
             raise UserError(f"{split or self.images}: names no image; {REMEDY}")
         self._names: np.ndarray = np.array(sorted(found))
@@ -60,14 +70,24 @@ class LabelMaps:
         return str(self._names[index])
 
     def segments(self, index: int) -> ImageSegments:
-        """The image with one mask for each class that it shows."""
+        """The image with one mask for each class that it shows, or for each object and each class besides them."""
         path = self.labels / ((name := self.id(index)) + self.label_suffix)
         values, last = read_values(path), self.first + len(self.categories) - 1
         shown = [value for value in distinct(values) if value != self.ignore]
         if wrong := [value for value in shown if not self.first <= value <= last]:
             raise BadSample(f"{path}: has the value {wrong[0]}; classes are {self.first} to {last}")
-        image, ids = str(self.images / (name + self.image_suffix)), tuple(value - self.first for value in shown)
-        return ImageSegments(image, name, from_label_map(values, shown), ids, crowd=(False,) * len(shown))
+        if self.objects:
+            numbers = read_values(path := self.objects / (name + self.label_suffix))
+            if numbers.shape != values.shape:
+                raise BadSample(f"{path}: is {numbers.shape}, the map of classes {values.shape}")
+            values = np.where(values == self.ignore, -1, values + (numbers.astype(np.int64) << 16))
+            shown = [value for value in distinct(values) if value >= 0]
+            owned = [value >> 16 for value in shown if value >> 16]
+            if twice := [number for number in owned if owned.count(number) > 1]:
+                raise BadSample(f"{path}: object {twice[0]} has more than one class")
+        ids, crowd = tuple(value % (1 << 16) - self.first for value in shown), (False,) * len(shown)
+        image = self._images.get(name, str(self.images / (name + (self.image_suffix or ".jpg"))))
+        return ImageSegments(image, name, from_label_map(values, shown), ids, crowd)
 
 
 def read_values(path: str | Path) -> np.ndarray:
@@ -90,5 +110,12 @@ def _lines(path: str | Path) -> set[str]:
         raise UserError(f"{path}: cannot be read as a list of images ({error}); {REMEDY}") from None
 
 
-def _names(folder: Path, suffix: str) -> set[str]:
-    return {str(path.relative_to(folder)).removesuffix(suffix) for path in folder.rglob(f"[!.]*{suffix}")}
+def named(folder: Path, suffix: str) -> dict[str, str]:
+    """The files below a folder that end in `suffix`, "" = all images, by their names without it."""
+    known, found = [suffix] if suffix else Image.registered_extensions(), dict[str, str]()
+    for path in sorted(path for path in folder.rglob(f"[!.]*{suffix}") if (suffix or path.suffix.lower()) in known):
+        name = str(path.relative_to(folder)).removesuffix(suffix or path.suffix)
+        if name in found:
+            raise UserError(f"{path}: {found[name]} has this name, too; give every image a name of its own")
+        found[name] = str(path)
+    return found

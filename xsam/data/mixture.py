@@ -74,7 +74,7 @@ class Mixture:
     ) -> None:  # fmt: skip
         empty = [name for name, source in sources.items() if not len(source)]
         if empty or not sources:
-            raise UserError(f"mixture.sources: {', '.join(empty) or 'none given'}: no samples to train on")
+            raise UserError(f"mixture.sources: {', '.join(empty) or 'give data=FILE'}: no samples to train on")
         multipliers, caps = multipliers or {}, caps or {}
         for option, values in {"multipliers": multipliers, "caps": caps}.items():
             for name, value in values.items():

@@ -54,6 +54,7 @@ class Processor:
         self.tokenizer: Any = load_tokenizer(tokenizer) if tokenizer else None
         if self.tokenizer is not None:
             self.seg_id, self.open_id, self.close_id = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+            self.tag_ids = (self.seg_id, self.open_id, self.close_id)
             end = self.tokenizer.convert_tokens_to_ids(self.template.end)
             self.stop_ids = tuple({end, self.tokenizer.eos_token_id} - {None})
 
@@ -71,8 +72,9 @@ class Processor:
         return self._encode(sample, key, turns)
 
     def prompt(self, sample: Sample, key: int) -> Encoded:
-        """Encode the first question alone, for generation."""
-        ids, _ = self.tokenize(0, Turn(sample.turns[0].question, ""))
+        """Encode all turns up to where the last answer begins, for generation."""
+        turns = [*sample.turns[:-1], replace(sample.turns[-1], answer="")]
+        ids = [id for number, turn in enumerate(turns) for id in self.tokenize(number, turn)[0]]
         ids = ids[: len(ids) - len(self._ids(self.template.end))]
         return self._encode(sample, key, [(ids, [IGNORE_INDEX] * len(ids))])
 

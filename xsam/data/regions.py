@@ -1,12 +1,16 @@
 """Visual prompts drawn from an object, and the points of a drawn region at which its feature is taken."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from ..structures import BadSample, UserError
-from .masks import mask_box
+from ..structures import RLE, BadSample, UserError
+from .images import read_image
+from .masks import encode_rle, mask_box
 
 KINDS = ("point", "scribble", "box", "mask")
 BRUSH = {"point": 10.0, "scribble": 5.0}  # radius in pixels of COCO's images (X-SAM and PSALM alike)
@@ -44,6 +48,45 @@ def visual_prompts(
                 _draw_scribble(prompt, part, streams[kind], scale)
         prompts[kind] = _blurred(mask, 2 * scale) if kind == "mask" else dilate(prompt, BRUSH.get(kind, 0) * scale)
     return prompts
+
+
+def typed_prompt(given: Mapping[str, Any], height: int, width: int) -> RLE:
+    """What a user points at, never empty.
+
+    given: exactly one of `point` (x, y), `points` [(x, y), ..], `box` (x0, y0, x1, y1), `scribble` [(x, y), ..] (a line
+    through them), in pixels, and `mask`, bool[H, W] or an image file that is not black there. Brushes are those of
+    `visual_prompts` with the scale min(H, W) / 480, 1 for COCO's usual size. Raises UserError for anything else, a
+    place outside of the image, an empty prompt."""
+    if len(given) != 1 or not given.keys() <= {"points", *KINDS}:
+        raise UserError(f"a visual prompt is one of points, {', '.join(KINDS)}; here is {[*given] or 'none'}")
+    ((name, value),) = given.items()
+    kind, prompt = name.removesuffix("s"), np.zeros((height, width), bool)
+    what = f"{kind}={str(value)[:60]}"
+    if kind == "mask" and isinstance(value, str | Path):
+        value = read_image(value).any(2)
+    try:
+        places: Any = np.asarray(value, np.float64)
+        if kind != "mask":
+            places = places.reshape({"point": (1, 2), "box": (2, 2)}.get(name, (-1, 2)))
+    except (TypeError, ValueError):
+        raise UserError(f"{what}: does not have the numbers of a {name}") from None
+    if kind == "mask":
+        prompt = places > 0
+        if prompt.shape != (height, width):
+            raise UserError(f"{what}: is {prompt.shape}, the image {(height, width)}")
+    elif not (
+        (places >= 0) & (places < np.array([width, height]) + (kind == "box"))
+    ).all():  # a box ends behind its last pixel
+        raise UserError(f"{what}: leaves the image, which has {width} x {height} pixels")
+    elif kind == "box":
+        (x0, y0), (x1, y1) = np.floor(places[0]).astype(int), np.ceil(places[1]).astype(int)
+        prompt[y0:y1, x0:x1] = True
+    elif len(places):
+        lines = [np.linspace(a, b, int(2 * np.abs(b - a).max()) + 2) for a, b in pairwise(places) if kind == "scribble"]
+        prompt[tuple(np.concatenate([places, *lines]).astype(int).T[::-1])] = True
+    if not prompt.any():
+        raise UserError(f"{what}: is empty")
+    return encode_rle(dilate(prompt, BRUSH.get(kind, 0) * min(height, width) / 480))
 
 
 def dilate(mask: np.ndarray, radius: float) -> np.ndarray:

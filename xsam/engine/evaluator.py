@@ -21,8 +21,8 @@ from ..data.collate import collate, uncollate
 from ..data.masks import decode_rle
 from ..data.mixture import key
 from ..data.prompt import Processor
-from ..models.xsam import XSamModel
-from ..structures import BadSample, Encoded, ItemOutput, Prediction, Sample, UserError
+from ..models.xsam import ImageFeatures, XSamModel
+from ..structures import BadSample, Batch, Encoded, ItemOutput, Prediction, Sample, UserError
 from ..tasks.base import Task, build
 from . import distributed, results
 from .results import Answers, questions
@@ -121,9 +121,9 @@ def _answer(model: XSamModel, processor: Processor, tasks: Mapping[str, Task], b
                         num_workers=workers, multiprocessing_context="fork" if workers else None)  # fmt: skip
     title += f" (+{len(others)})" if others else ""
     for asked, refused in tqdm(loader, desc=title, unit="batch", disable=not distributed.is_main()):
-        answers = _answers(model, processor, lead, asked, generate) if asked else []
+        said = _ask(model, processor, lead, asked, generate) if asked else []
         for name, task in tasks.items():
-            given = zip(asked, answers, strict=True)
+            given = zip(asked, said, strict=True)
             found = [task.postprocess(outputs, text, sample) for (sample, _), (text, outputs) in given]
             if strict and not lead.may_be_empty:
                 some = [any(decode_rle(part.segmentation).any() for part in one.segments) for one in found]
@@ -131,23 +131,28 @@ def _answer(model: XSamModel, processor: Processor, tasks: Mapping[str, Task], b
             kept[name].add([*found, *refused])
 
 
-def _answers(model: XSamModel, processor: Processor, task: Task, asked: Asked,
-             generate: bool) -> list[tuple[str, list[ItemOutput]]]:  # fmt: skip
-    """The text of every answer, and what the decoder gives for its `<SEG>`: where the model wrote one, from the states
-    in which it did."""
-    device = next(model.parameters()).device
-    texts = [sample.turns[0].answer if sample.turns else "" for sample, _ in asked]
+def _ask(model: XSamModel, processor: Processor, task: Task, asked: Asked,
+         generate: bool) -> list[tuple[str, list[ItemOutput]]]:  # fmt: skip
     encoded = [one for _, one in asked]
-    batch = collate(encoded, 1).to(device)
-    features = model.encode(batch)
-    hidden = None
-    if generate:
-        answers, hidden = model.generate(batch, task.max_new_tokens, processor.stop_ids, features)
-        texts = [processor.text(answer) for answer in answers]
-        for row, answer in enumerate(answers):
+    batch = collate(encoded, 1).to(next(model.parameters()).device)
+    given = [sample.turns[0].answer if sample.turns else "" for sample, _ in asked]
+    return answers(model, processor, encoded, batch, model.encode(batch), task.max_new_tokens if generate else given)
+
+
+def answers(
+    model: XSamModel, processor: Processor, encoded: Sequence[Encoded], batch: Batch, features: ImageFeatures,
+    given: Sequence[str] | int,
+) -> list[tuple[str, list[ItemOutput]]]:  # fmt: skip
+    """The text of every answer, and what the decoder gives for each `<SEG>` of it. The batch is that of the samples.
+    given: the answers that the samples have, or the most tokens of those to be generated, on the samples' prompts."""
+    texts, hidden, encoded = given, None, [*encoded]
+    if isinstance(texts, int):
+        said, hidden = model.generate(batch, texts, processor.stop_ids, features)
+        texts = [processor.text(answer) for answer in said]
+        for row, answer in enumerate(said):
             with suppress(BadSample):  # unbalanced tags: there is nothing to read masks from
                 encoded[row] = processor.answered(encoded[row], answer)
-        batch = collate(encoded, 1).to(device)
+        batch = collate(encoded, 1).to(batch.input_ids.device)
     if not len(batch.items):
         return [(text, []) for text in texts]
     return list(zip(texts, uncollate(model(batch, features, hidden), batch, encoded), strict=True))
@@ -155,6 +160,8 @@ def _answers(model: XSamModel, processor: Processor, task: Task, asked: Asked,
 
 def select(benchmarks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Rows by name, or all; UserError names what there is."""
+    if not benchmarks:
+        raise UserError("this config has no benchmarks; give val=FILE, your own data")
     if list(names) == ["all"]:
         return dict(benchmarks)
     unknown = [name for name in names if name not in benchmarks]

@@ -28,6 +28,7 @@ QUESTIONS = (
     "Which parts of the image are {categories}? Give me a mask for each.",
     "Divide the image into {categories}.",
 )
+KINDS = ("panoptic", "instance", "semantic")
 ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
 
 
@@ -94,8 +95,6 @@ class GenericSegmentation(Task):
 
     def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[Tensor, int | str, float]]:
         found = segments(output, self.kind, [category.is_thing for category in self.categories])
-        if self.kind == "instance":
-            found = iter(sorted(found, key=lambda row: -row[2])[:100])  # COCO's maxDets
         return ((mask, self.categories[column].id, score) for mask, column, score in found)
 
     def metric(self) -> Any:
@@ -156,8 +155,15 @@ def segments(output: ItemOutput, kind: str, things: Sequence[bool],
         labels = semantic(output)
         yield from ((labels == column, column, 1.0) for column in labels.unique().tolist())
     elif kind == "instance":
-        masks, columns, scores, _ = instances(output, score=score, without=stuff)
-        yield from zip(masks, columns.tolist(), scores.tolist(), strict=True)
+        yield from best_first(output, score, stuff)
     else:
         ids, found = panoptic(output, stuff=stuff, score=score)
         yield from ((ids == number, column, value) for number, column, value in found)
+
+
+def best_first(output: ItemOutput, score: float = 0.0, without: Sequence[int] = ()) -> Iterator[Any]:
+    """Mask bool[H, W], column and score of up to 100 instances (COCO's maxDets), see `instances`."""
+    masks, columns, scores, _ = instances(output, score=score, without=without)
+    best = scores.argsort(descending=True, stable=True)[:100]
+    rows = zip(best.tolist(), columns[best].tolist(), scores[best].tolist(), strict=True)
+    return ((masks[place], column, value) for place, column, value in rows)

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..data import submission
 from ..data.gcg import GcgPairs, GrandF, GroundedCaption
@@ -48,12 +49,9 @@ class GroundedConversation(Task):
                       mask_segs=np.zeros(len(masks), np.int64), truth={} if self.train else truth)  # fmt: skip
 
     def postprocess(self, outputs: Sequence[ItemOutput], text: str, sample: Sample) -> Prediction:
-        _, phrases = parse(text) or ("", ())
-        if len(outputs) != 1 or not phrases or outputs[0].class_logits.shape[1] != len(phrases) + 1:
-            return Prediction(id=sample.id, text=text, failed=True)
-        found = ((phrase, *best_mask(outputs[0], column=column)) for column, phrase in enumerate(phrases))
-        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), phrase, score) for phrase, mask, score in found)
-        return Prediction(id=sample.id, text=text, segments=segments)
+        found = shown(outputs[0], text) if len(outputs) == 1 else ()
+        segments = tuple(Segment(encode_rle(mask.cpu().numpy()), phrase, score) for mask, phrase, score, _ in found)
+        return Prediction(id=sample.id, text=text, segments=segments, failed=not segments)
 
     def metric(self) -> GroundedCaptionScore:
         return GroundedCaptionScore(similarity=self.similarity)
@@ -69,6 +67,26 @@ class GroundedConversation(Task):
         metric.update(sample.id, sample.masks.ids.shape[1:], **_said(prediction),
                       true_captions=[sample.truth["caption"]], true_phrases=sample.truth["labels"],
                       true_masks=[encode_rle(mask) for mask in unpack(sample.masks)])  # fmt: skip
+
+
+def shown(output: ItemOutput, answer: str) -> Iterator[tuple[Tensor, str, float, tuple[int, int]]]:
+    """The mask bool[H, W] of every phrase of an answer, the phrase, its probability, and where it stands in the
+    `caption`, begin and end; (0, 0) in a sentence that was left out. Nothing where the answer cannot be used."""
+    said, phrases = parse(answer) or ("", ())
+    if output.class_logits.shape[1] != len(phrases) + 1:
+        return
+    place = 0
+    for column, phrase in enumerate(phrases):
+        mask, score = best_mask(output, column=column)
+        words = untagged(phrase)
+        begin = said.find(words, place)
+        place = begin + len(words) if begin >= 0 else place
+        yield mask, phrase, score, (begin, place) if begin >= 0 else (0, 0)
+
+
+def caption(answer: str) -> str:
+    """The words of an answer: the caption, or all that there is."""
+    return (parse(answer) or (untagged(answer),))[0]
 
 
 def _said(prediction: Prediction) -> dict[str, Any]:
@@ -100,6 +118,10 @@ def parse(answer: str) -> tuple[str, tuple[str, ...]] | None:
         return None
     phrases = re.findall(r"<p>(.*?)</p>", answer, re.DOTALL)
     kept = [part for part in re.split(r"(?<=[.!?])\s+", answer) if "<SEG>" not in part or "p>" in part]
-    caption = re.sub(r"</?p>|<SEG>\W*", " ", " ".join(kept))
-    caption = re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", caption))
-    return caption.strip(), tuple(phrase.strip() for phrase in phrases)
+    return untagged(" ".join(kept)), tuple(phrase.strip() for phrase in phrases)
+
+
+def untagged(answer: str) -> str:
+    """The words of an answer, without tags."""
+    words = re.sub(r"\s+", " ", re.sub(r"</?p>|<SEG>\W*", " ", answer))
+    return re.sub(r"\s+([.,;:!?])", r"\1", words).strip()

@@ -66,15 +66,8 @@ class InteractiveSegmentation(Task):
                       regions=(Region(self.data.prompt(record, target, kind)),))  # fmt: skip
 
     def found(self, output: ItemOutput, sample: Sample) -> list[tuple[Tensor, int | str, float]]:
-        """Of the masks with a score of 0.5 or the highest, the one with the highest score x `agreement`."""
-        masks, _, scores, boxes = instances(output)
-        kept = scores >= scores.max().clamp(max=0.5) if len(scores) else scores > 0
-        if not kept.any():
-            return []
-        masks, scores, boxes = masks[kept], scores[kept], boxes[kept]
-        fit = agreement(masks, boxes, decode_rle(sample.regions[0].mask), self.kinds[0])
-        best = int((scores * fit).argmax())
-        return [(masks[best], "", scores[best].item())]
+        chosen = marked(output, decode_rle(sample.regions[0].mask), self.kinds[0])
+        return [(mask, "", score) for mask, score in chosen]
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample))
@@ -87,6 +80,18 @@ class InteractiveSegmentation(Task):
                 sample = self.sample(index, np.random.default_rng(0))
                 metric.update(decode_rle(sample.regions[0].mask), sample.masks.ids[0] == 0)
         return {"the prompt itself": metric.compute()}
+
+
+def marked(output: ItemOutput, prompt: np.ndarray, kind: str) -> list[tuple[Tensor, float]]:
+    """The mask bool[H, W] that a prompt bool[H, W] of a kind means, and its score, or nothing: of those with a score of
+    0.5 or the highest, the one with the highest score x `agreement`."""
+    masks, _, scores, boxes = instances(output)
+    kept = scores >= scores.max().clamp(max=0.5) if len(scores) else scores > 0
+    if not kept.any():
+        return []
+    masks, scores, boxes = masks[kept], scores[kept], boxes[kept]
+    best = int((scores * agreement(masks, boxes, prompt, kind)).argmax())
+    return [(masks[best], scores[best].item())]
 
 
 def agreement(masks: Tensor, boxes: Tensor, prompt: np.ndarray, kind: str) -> Tensor:

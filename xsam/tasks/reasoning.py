@@ -66,3 +66,9 @@ class ReasoningSegmentation(Task):
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample), sample.truth["ignore"], failed=prediction.failed)
+
+
+def question(text: str, explain: bool) -> str:
+    """The first wording, as in evaluation, of a phrase or of a sentence, which ends with a mark."""
+    wording = (LONG if text.endswith(("?", ".", "!")) else SHORT)[0].format(phrase=f"<p>{text}</p>")
+    return f"{wording} {WHY[0]}" if explain else wording

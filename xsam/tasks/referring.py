@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data.masks import pack
 from ..data.mixture import key
-from ..data.postprocess import above_background
+from ..data.postprocess import above_background, best_mask
 from ..data.refer import Expressions, ReferredImage
 from ..metrics.iou import ReferringIoU
 from ..structures import BadSample, ItemOutput, Prediction, Sample
@@ -29,6 +29,7 @@ class ReferringSegmentation(Task):
     Args:
         several: an expression may mean several objects, or none: the answer is the union of all masks that are more
             probable than the background, absent where there is none; else it is the most probable mask.
+        score: what is less probable is absent, too.
         absent: share of the training samples with one more turn: a phrase of another image, which means nothing here.
         max_turns: most expressions of an image in one training sample."""
 
@@ -36,11 +37,12 @@ class ReferringSegmentation(Task):
     data: Expressions
     metric = staticmethod(ReferringIoU)
 
-    def __init__(self, *, data: Expressions, train: bool = False, several: bool = False, absent: float = 0.0,
-                 max_turns: int = 5, questions: Sequence[str] = QUESTIONS,
+    def __init__(self, *, data: Expressions, train: bool = False, several: bool = False, score: float = 0.0,
+                 absent: float = 0.0, max_turns: int = 5, questions: Sequence[str] = QUESTIONS,
                  answers: Sequence[str] = ANSWERS) -> None:  # fmt: skip
         self.data, self.train, self.several, self.absent, self.max_turns = data, train, several, absent, max_turns
-        self.questions, self.answers, self.may_be_empty = questions, answers, several
+        self.questions, self.answers, self.least = questions, answers, score
+        self.may_be_empty = several or score > 0
         self.rows = None if train else data.questions()
 
     def id(self, index: int) -> str:
@@ -88,10 +90,7 @@ class ReferringSegmentation(Task):
         return [] if other == index or phrase in here else [(phrase, image.masks(()))]
 
     def found(self, output: ItemOutput, sample: Sample) -> Iterable[tuple[Tensor, int | str, float]]:
-        if not self.several:
-            return super().found(output, sample)
-        mask, score = above_background(output)
-        return [(mask, "", score)] if mask.any() else []
+        return [(mask, "", score) for mask, score in meant(output, self.several, self.least)]
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         metric.update(*united(prediction, sample), kind=sample.truth["kind"], failed=prediction.failed)
@@ -115,3 +114,9 @@ class ReferringSegmentation(Task):
             for metric, guess in zip(metrics.values(), guesses, strict=True):
                 metric.update(guess, np.any(masks, axis=0), kind=kind)
         return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def meant(output: ItemOutput, several: bool = False, score: float = 0.0) -> list[tuple[Tensor, float]]:
+    """What an expression means: one mask bool[H, W] and its probability, or nothing; see `ReferringSegmentation`."""
+    mask, probability = above_background(output) if several else best_mask(output)
+    return [(mask, probability)] if probability >= score and (mask.any() or not several) else []

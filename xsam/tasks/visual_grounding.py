@@ -9,12 +9,12 @@ from torch import Tensor
 from ..data import submission
 from ..data.coco import CocoRecord
 from ..data.masks import encode_rle, pack, unpack
-from ..data.postprocess import instances
 from ..data.region_records import CocoVgd
 from ..data.regions import prompt_kinds
 from ..metrics.detection import InstanceAP
 from ..structures import BadSample, ItemOutput, Prediction, Region, Sample
 from .base import Task, choose
+from .generic import best_first
 
 QUESTIONS = ("Segment everything of the same kind as {regions}.",
              "Here are some regions: {regions}. Please mark every object that is what one of them shows.",
@@ -117,10 +117,7 @@ class VisualGrounding(Task):
         return Region(region.mask, image=record.image)
 
     def found(self, output: ItemOutput, sample: Sample) -> Iterator[tuple[Tensor, int | str, float]]:
-        masks, columns, scores, _ = instances(output)
-        best = scores.argsort(descending=True)[:100]  # COCO's maxDets
-        labels = [sample.truth["categories"][column] for column in columns[best].tolist()]
-        return zip(masks[best], labels, scores[best].tolist(), strict=True)
+        return ((mask, sample.truth["categories"][column], score) for mask, column, score in best_first(output))
 
     def score(self, metric: Any, prediction: Prediction, sample: Sample) -> None:
         masks, categories = unpack(sample.masks), sample.truth["categories"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xsam.apps.visualize import SIDE, color, draw_segments, draw_title
+from xsam.visualize import SIDE, color, draw_segments, draw_title
 
 
 def gray(height: int, width: int) -> np.ndarray:

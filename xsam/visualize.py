@@ -12,6 +12,7 @@ SIDE = 640  # a picture whose longer side is smaller is enlarged towards this, s
 OPACITY = 0.40  # of the fill of a mask
 SHADES = ((0.75, 1.0), (0.45, 1.0), (0.90, 0.80), (0.55, 0.85), (0.95, 1.0))  # (saturation, value)
 Color = tuple[int, int, int]
+Span = tuple[int, int, Color]  # begin and end in a text
 
 
 def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, float]],
@@ -38,18 +39,28 @@ def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, f
     return picture
 
 
-def draw_title(picture: Image.Image, question: str, answer: str = "") -> Image.Image:
-    """A new picture with a strip above: the question in grey, below it the answer in black, both wrapped."""
+def draw_title(picture: Image.Image, question: str, answer: str = "", spans: Sequence[Span] = ()) -> Image.Image:
+    """A new picture with a strip above: the question in grey, below it the answer in black, both wrapped. Each of the
+    spans of the answer lies on its colour, made lighter."""
     font = _font(picture)
     margin, step = round(font.size * 0.8), round(font.size * 1.4)
-    inks = ((question, (110, 110, 110)), (answer, (20, 20, 20)))
-    lines = [(row, ink) for text, ink in inks for row in _wrap(text, font, picture.width - 2 * margin)]
+    lines: list[tuple[str, Color, Sequence[Span]]] = []
+    for text, ink, marks in ((question, (110, 110, 110), ()), (answer, (20, 20, 20), spans)):
+        lines += [(row, ink, marks) for row in _wrap(text, font, picture.width - 2 * margin)]
     top = len(lines) * step + margin
     titled = Image.new("RGB", (picture.width, top + picture.height), "white")
     titled.paste(picture, (0, top))
-    draw = ImageDraw.Draw(titled)
-    for number, (row, ink) in enumerate(lines):
-        draw.text((margin, margin // 2 + (number + 0.5) * step), row, ink, font, anchor="lm")
+    draw, place = ImageDraw.Draw(titled), 0
+    for number, (row, ink, marks) in enumerate(lines):
+        y = margin // 2 + (number + 0.5) * step
+        place = answer.find(row, place) if marks else 0  # where the row begins
+        for begin, end, light in marks:
+            first, last = (min(max(edge - place, 0), len(row)) for edge in (begin, end))
+            x0, x1 = (margin + font.getlength(row[:edge]) for edge in (first, last))
+            if first < last:
+                box = x0, y - 0.45 * step, x1, y + 0.45 * step
+                draw.rounded_rectangle(box, font.size // 4, tuple((255 + value) // 2 for value in light))
+        draw.text((margin, y), row, ink, font, anchor="lm")
     return titled
 
 

@@ -11,3 +11,4 @@ with read_base():
 
 model.update(llm=_qwen3["llm"])
 stage.update(init_from=["runs/shapes/stage1", "runs/shapes/qwen3_stage2"])
+stage["lr_scale"] = {}  # it knows next to nothing yet

@@ -16,6 +16,7 @@ stage = dict(
     new=["phrase_projector", "classifier"],
     frozen=["seg_encoder", "vision_encoder"],  # for time; the paper's stage 3 trains them at a tenth of the rate
     lr=1.5e-3,
+    lr_scale=dict(llm=0.3),  # at the full rate it forgets captions and chat in the first steps
     weight_decay=0.05,
     clip=100.0,  # sources differ in gradient: a tight clip would drown the masks' share in the language model
     schedule=dict(kind="cosine", warmup=0.03),

@@ -16,6 +16,7 @@ from xsam.data.masks import decode_rle, read_panoptic_png
 from xsam.data.shapes import (
     CATEGORIES,
     COLOURS,
+    HELD_OUT,
     SHAPES,
     SPECIAL_TOKENS,
     TEXTURES,
@@ -113,6 +114,39 @@ def test_panoptic_files_agree(world):
             assert s["area"] == len(rows)
             x, y, w, h = s["bbox"]
             assert (x, y, x + w, y + h) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+PAIR = re.compile(rf"({'|'.join(COLOURS)}) (?:(?:{'|'.join(TEXTURES)}) )?({'|'.join(SHAPES)})")
+
+
+def test_held_out_pairs_are_in_the_novel_scenes_alone(world):
+    assert all(Counter(pair[side] for pair in HELD_OUT) == dict.fromkeys(names, 2)
+               for side, names in enumerate((SHAPES, COLOURS)))  # fmt: skip
+    for split in ("train", "val", "corpus", "novel"):
+        seen = {(t.shape, t.colour) for i in range(60) for t in compose(0, split, i).things}
+        assert seen == HELD_OUT if split == "novel" else not seen & HELD_OUT
+    refs = pickle.loads((world / "refer/refs(shapes).p").read_bytes())
+    files = [path for path in world.rglob("*.json") if "novel" not in path.name]
+    said = [*corpus(60), *map(json.dumps, refs), *(path.read_text() for path in files)]
+    pairs = {(shape, colour) for text in said for colour, shape in PAIR.findall(text)}
+    assert len(pairs) == 24
+    assert not pairs & HELD_OUT
+
+
+def test_categories_of_pairs_agree_with_those_of_shapes(world):
+    for split, count in (("train", 24), ("val", 24), ("novel", 12)):
+        plain, paired = (
+            json.loads((world / f"annotations/{n}_{split}.json").read_text()) for n in ("panoptic", "pairs")
+        )
+        names = [{c["id"]: c["name"] for c in content["categories"]} for content in (plain, paired)]
+        assert sum(c["isthing"] for c in paired["categories"]) == count
+        assert len(names[1]) == count + 4
+        for a, b in zip(plain["annotations"], paired["annotations"], strict=True):
+            for first, second in zip(a["segments_info"], b["segments_info"], strict=True):
+                assert first["area"] == second["area"]
+                assert names[1][second["category_id"]].split()[-1] == names[0][first["category_id"]]
+    pairs = {tuple(reversed(c["name"].split())) for c in paired["categories"] if c["isthing"]}
+    assert pairs == HELD_OUT
 
 
 def test_instances_are_valid_for_pycocotools(world):

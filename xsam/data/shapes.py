@@ -4,6 +4,7 @@ is a function of (seed, split, index) alone; `shapes_files` writes the world to 
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain, combinations, cycle
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ SKY = (188, 218, 244)
 # things 1-6 and stuff 11-14: ids with a hole, as COCO's have, so that nobody takes an id for an index
 CATEGORIES = {name: i for i, name in enumerate(SHAPES, 1)}
 CATEGORIES |= {name: i for i, name in enumerate(("sky", *GROUNDS), 11)}
-SPLITS = {"train": 0, "val": 1, "corpus": 2}
+SPLITS = {"train": 0, "val": 1, "corpus": 2, "novel": 3}
+# Of each shape two colours, and of each colour two shapes, that nothing but the things of "novel" has.
+HELD_OUT = {(s, c) for i, s in enumerate(SHAPES) for j, c in enumerate(COLOURS) if (j - i) % len(COLOURS) < 2}
 VISIBLE = 0.6  # at least this share of every thing is not occluded
 DUPLICATES = 0.4  # share of scenes with several things of one shape
 MARGIN = 0.06  # of the image: centres must be this far apart to be told left from right
@@ -44,7 +47,7 @@ class Thing:
     area: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """Things from back to front before a background of two kinds of stuff."""
 
@@ -102,7 +105,8 @@ def _local(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
-    """Choose and place 4 to 6 things on a background; `render` paints them."""
+    """Choose and place 4 to 6 things on a background; `render` paints them. Colours and shapes go together as in
+    `HELD_OUT` in all things of the split "novel", in no thing of another."""
     rng = generator(key := (seed, SPLITS[split], index), "layout")
     across = np.arange(size) / size
     while True:
@@ -111,7 +115,7 @@ def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
         horizon = level + slope * (across - 0.5) + height * np.sin(4 * np.pi * across + phase)  # slanted and wavy
         sky = np.arange(size)[:, None] < horizon * size
         ids = np.where(sky, count, count + 1)
-        things = _place(rng, count, ids)
+        things = _place(rng, count, ids, split == "novel")
         areas = np.bincount(ids.ravel(), minlength=count + 2)
         if len(things) == count and areas[count:].min() > 0.02 * size**2:
             break
@@ -121,14 +125,15 @@ def compose(seed: int, split: str, index: int, size: int = 96) -> Scene:
     return Scene(key, tuple(replace(t, centre=(x, y), area=area) for t, x, y, area in seen), ground, sky, ids)
 
 
-def _place(rng: np.random.Generator, count: int, ids: np.ndarray) -> list[Thing]:
+def _place(rng: np.random.Generator, count: int, ids: np.ndarray, novel: bool) -> list[Thing]:
     """Things from back to front, written into `ids`; fewer than `count` when the next finds no room."""
     size, shapes = len(ids), rng.permutation(len(SHAPES))[:count]
     if rng.random() < DUPLICATES:
         shapes[1 : rng.integers(2, count - 1)] = shapes[0]
     things, areas = [], np.zeros(count)  # of the whole shapes
     for number, shape in enumerate(rng.permutation(shapes)):
-        texture, colour, kind = (_pick(rng, list(a)) for a in (TEXTURES, COLOURS, SIZES))
+        colours = [c for c in COLOURS if ((SHAPES[shape], c) in HELD_OUT) == novel]
+        texture, colour, kind = (_pick(rng, list(a)) for a in (TEXTURES, colours, SIZES))
         radius = rng.uniform(*SIZES[kind]) * size / 96
         margin = radius * _REACH[SHAPES[shape]]
         for _ in range(30):
@@ -194,6 +199,7 @@ def phrase(thing: Thing, names: tuple[str, ...] = _ORDER) -> str:
     return " ".join(words if "shape" in names else [*words, "shape"])
 
 
+@lru_cache(maxsize=1)
 def fits(scene: Scene) -> dict[str, list[int]]:
     """Every phrase that fits something in the scene, and the numbers of what it fits; short phrases first."""
     found: dict[str, list[int]] = {}
@@ -217,6 +223,7 @@ def _superlative(scene: Scene, numbers: list[int], word: str) -> int | None:
     return first if clear else None
 
 
+@lru_cache(maxsize=1)
 def expressions(scene: Scene) -> list[dict[str, list[str]]]:
     """All expressions that fit one thing and no other, for each thing of a scene, by kind. "attribute": its own looks
     suffice. "relation", "superlative": its looks fit other things, too."""
@@ -279,6 +286,18 @@ def caption(scene: Scene) -> tuple[str, str, list[tuple[int, int, list[int]]]]:
     return _pick(rng, CAPTION_PROMPTS), text, sorted(phrases)
 
 
+def descriptions(scene: Scene) -> list[tuple[str, str]]:
+    """For each thing, in random order, an expression of any kind as a question, and as the answer all its looks and its
+    place: "small red plain ring, top left"."""
+    rng, asked = generator(scene.key, "describe"), []
+    for thing, found in zip(scene.things, expressions(scene), strict=True):
+        if options := [texts for texts in found.values() if texts]:
+            x, y = (int(3 * place / len(scene.ids)) for place in thing.centre)
+            where = f"{('top', 'middle', 'bottom')[y]} {('left', 'centre', 'right')[x]}"
+            asked.append((f"Which one is {_pick(rng, _pick(rng, options))}?", f"{phrase(thing)}, {where}"))
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
 def questions(scene: Scene) -> list[tuple[str, str]]:
     """Questions about a scene with answers of one word, one of each sort, in random order."""
     rng = generator(scene.key, "chat")
@@ -315,7 +334,7 @@ def _stranger(rng: np.random.Generator, fitting: Collection[str]) -> str:
     while True:
         shape, colour, texture, size = (_pick(rng, list(a)) for a in (SHAPES, COLOURS, TEXTURES, SIZES))
         words = phrase(Thing(shape, colour, texture, size, (0, 0), 0, 0), _pick(rng, _ATTRIBUTES[1:]))
-        if words not in fitting:
+        if words not in fitting and (shape, colour) not in HELD_OUT:
             return words
 
 
@@ -362,7 +381,7 @@ _WORDINGS = (  # everyday language of requests and answers, so that it is cheap 
     "Which region belongs to the {0}? Here are all objects of the same category as the marked region.",
     "Segment every object like the ones marked by a point, scribble, box or mask. Here are the results.",
     "Nothing in the photo fits this sentence, so the answer is empty. Think about which thing would roll.",
-    "I want to see what is on the left, on the right, at the top or at the bottom. Yes. No.",
+    "I want to see what is on the left, on the right, at the top, at the bottom or in the middle centre. Yes. No.",
 )
 
 

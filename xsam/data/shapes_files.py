@@ -2,9 +2,10 @@
 
 import json
 import pickle
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Mapping
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,33 @@ from . import shapes
 from .coco import segment_row
 from .masks import encode_rle, write_panoptic_png
 from .region_records import drawn_prompts, vgd_record
-from .shapes import CATEGORIES, KINDS, SHAPES, SPLITS, Scene
+from .shapes import CATEGORIES, COLOURS, HELD_OUT, KINDS, SHAPES, SPLITS, Scene
 
 Json = dict[str, Any]
 Rows = defaultdict[str, list[Json]]
 GRANDF = ("grandf", "refcocog", "flickr")  # layouts of its training files, in turn
+THINGS = {name: CATEGORIES[name] for name in SHAPES}
+STUFF = {name: id for name, id in CATEGORIES.items() if name not in SHAPES}
+PAIRS = {pair: id for id, pair in enumerate(product(SHAPES, COLOURS), 101)}  # ids of the categories "red circle", ..
+REASONING = 200  # training scenes with a question, about as few as ReasonSeg has
 PROMPT_SCALE = 0.2  # of COCO's brush sizes: these images are a fifth as wide
 
 
-def prepare(root: str | Path, *, train: int = 2500, val: int = 150, seed: int = 0, size: int = 96) -> None:
+def prepare(root: str | Path, *, train: int = 5000, val: int = 150, seed: int = 0, size: int = 96) -> None:
     """Write the world under `root`: images, COCO panoptic, instances and semantic maps, RefCOCO, gRefCOCO, ReasonSeg,
-    GranD-f, COCO-VGD, COCO-Interactive and LLaVA files. Does nothing where it is there with the same arguments; an
-    interrupted run is started over."""
+    GranD-f, COCO-VGD, COCO-Interactive and LLaVA files; of "novel", as many as of val, panoptic files alone. Does
+    nothing where it is there with the same arguments; an interrupted run is started over."""
     root, stamp = Path(root), Path(root) / "prepared.json"
-    arguments = json.dumps({"version": 4, "train": train, "val": val, "seed": seed, "size": size})
+    arguments = json.dumps({"version": 8, "train": train, "val": val, "seed": seed, "size": size})
     if stamp.exists() and stamp.read_text() == arguments:
         return
     stamp.unlink(missing_ok=True)
+    shutil.rmtree(root / "reason", ignore_errors=True)  # its reader takes whatever lies there
     refer: Json = {"images": [], "annotations": [], "refs": [], "grefs": []}
-    for split, count in (("train", train), ("val", val)):
+    for split, count in (("train", train), ("val", val), ("novel", val)):
         for name, rows in _write_split(root, split, count, seed, size).items():
             refer[name] += rows
-    _write_json(root / "refer/instances.json", _coco(refer["images"], refer["annotations"]))
+    _write_json(root / "refer/instances.json", _coco(refer["images"], refer["annotations"], THINGS))
     (root / "refer/refs(shapes).p").write_bytes(pickle.dumps(refer["refs"], protocol=2))
     _write_json(root / "refer/grefs(shapes).json", refer["grefs"])
     stamp.write_text(arguments)
@@ -50,17 +56,19 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _coco(images: list[Json], annotations: list[Json], names: Iterable[str] = SHAPES) -> Json:
-    kinds = [(name, int(name in SHAPES), "shape" if name in SHAPES else "background") for name in names]
-    categories = [{"id": CATEGORIES[n], "name": n, "isthing": thing, "supercategory": kind} for n, thing, kind in kinds]
+def _coco(images: list[Json], annotations: list[Json], names: Mapping[str, int]) -> Json:
+    kinds = [(name, id, int(name not in STUFF)) for name, id in names.items()]
+    about = ("background", "shape")
+    categories = [{"id": id, "name": n, "isthing": thing, "supercategory": about[thing]} for n, id, thing in kinds]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> dict[str, list[Json]]:
     """Write one split; returns its rows of the files that hold all splits."""
-    for folder in (split, f"panoptic_{split}", f"semantic_{split}", f"reason/{split}"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     rows: Rows = defaultdict(list)
+    novel = split == "novel"
+    for folder in (split, f"panoptic_{split}", *(() if novel else (f"semantic_{split}", f"reason/{split}"))):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
         scene, image_id = shapes.compose(seed, split, index, size), SPLITS[split] * 1_000_000 + index + 1
         name, photo = f"{image_id:07d}", f"{split}/{image_id:07d}.jpg"
@@ -70,11 +78,16 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         named = enumerate(zip(ids.tolist(), names, strict=True))
         segments = [segment_row(id, CATEGORIES[kind], scene.ids == number) for number, (id, kind) in named]
         write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids[scene.ids])
-        places = np.array([list(CATEGORIES).index(kind) for kind in names], np.uint8)
-        Image.fromarray(places[scene.ids]).save(root / f"semantic_{split}" / f"{name}.png")
         image = {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size}
         rows["images"].append(image)
         rows["panoptic"].append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
+        kinds = [PAIRS[thing.shape, thing.colour] for thing in scene.things] + [STUFF[name] for name in names[-2:]]
+        paired = [s | {"category_id": kind} for s, kind in zip(segments, kinds, strict=True)]
+        rows["pairs"].append(rows["panoptic"][-1] | {"segments_info": paired})
+        if novel:
+            continue
+        places = np.array([list(CATEGORIES).index(kind) for kind in names], np.uint8)
+        Image.fromarray(places[scene.ids]).save(root / f"semantic_{split}" / f"{name}.png")
         annotations = _instance_annotations(scene, image_id)
         looks = [{"colour": thing.colour, "texture": thing.texture, "size": thing.size} for thing in scene.things]
         rows["annotations"] += [a | {"attributes": look} for a, look in zip(annotations, looks, strict=True)]
@@ -82,8 +95,8 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         rows["grefs"] += _grefs(scene, annotations, split, photo)
         record = {"id": f"{split}-{name}", "image": photo}
         request, text, phrases = shapes.caption(scene)
-        rows["captions"].append(record | {"conversations": _llava([(request, text)])})
-        rows["conversations"].append(record | {"conversations": _llava(shapes.questions(scene)[:3])})
+        rows["captions"].append(record | {"conversations": _llava([(request, text), *shapes.descriptions(scene)])})
+        rows["conversations"].append(record | {"conversations": _llava(shapes.questions(scene))})
         groundings = [(a, b, [encode_rle(scene.ids == n) for n in numbers]) for a, b, numbers in phrases]
         _add_grounded(rows, "val" if split == "val" else GRANDF[index % 3], image, text, groundings)
         if split == "val" or index % 3 == 0:  # prompts take the most time, and these are many
@@ -93,11 +106,15 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
             if split == "train" or index % max(count // 20, 1) == 0:  # every object is a question of each kind
                 found = [a | {f"{k}_visual_prompt_mask": rle for k, rle in drawn.items()} for a, drawn in prompted]
                 rows["interactive"].append({"image": f"{name}.jpg", "image_info": image, "anns": found})
-        if split == "val" or index % 5 == 0:
+        if split == "val" or index % max(count // REASONING, 1) == 0:
             rows["reason/explanatory"] += _write_reason(root / f"reason/{split}", scene, name)
     images = rows["images"]
+    pairs = {f"{colour} {shape}": id for (shape, colour), id in PAIRS.items() if ((shape, colour) in HELD_OUT) == novel}
     _write_json(root / f"annotations/panoptic_{split}.json", _coco(images, rows["panoptic"], CATEGORIES))
-    _write_json(root / f"annotations/instances_{split}.json", _coco(images, rows["annotations"]))
+    _write_json(root / f"annotations/pairs_{split}.json", _coco(images, rows["pairs"], pairs | STUFF))
+    if novel:
+        return {}
+    _write_json(root / f"annotations/instances_{split}.json", _coco(images, rows["annotations"], THINGS))
     for name in ("reason/explanatory", "captions", "conversations", "vgd", "interactive"):
         _write_json(root / f"{name}/{split}.json", rows[name])
     if split == "train":

@@ -27,6 +27,19 @@ _panoptic = dict(
     ),
 )
 
+_pairs = {  # categories by colour and shape; those of "novel" are in no scene and no text of the training
+    split: dict(
+        type=GenericSegmentation,
+        data=dict(
+            type=CocoPanoptic,
+            annotations=f"data/shapes/annotations/pairs_{split}.json",
+            segments=f"data/shapes/panoptic_{split}",
+            images=f"data/shapes/{split}",
+        ),
+        metric="panoptic",
+    )
+    for split in ("val", "novel")
+}
 _interactive = dict(
     type=InteractiveSegmentation,
     data=dict(type=CocoInteractive, annotations="data/shapes/interactive/val.json", images="data/shapes/val", scale=0),
@@ -41,6 +54,8 @@ benchmarks = dict(
     shapes_panoptic=dict(**_panoptic, metric="panoptic"),
     shapes_instance=dict(**_panoptic, metric="instance"),
     shapes_semantic=dict(**_panoptic, metric="semantic"),
+    shapes_pairs=_pairs["val"],
+    shapes_ovseg=_pairs["novel"],
     shapes_refer=dict(
         type=ReferringSegmentation,
         data=dict(

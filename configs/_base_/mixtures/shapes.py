@@ -15,15 +15,18 @@ from xsam.tasks.reasoning import ReasoningSegmentation
 from xsam.tasks.referring import ReferringSegmentation
 from xsam.tasks.visual_grounding import VisualGrounding
 
-_panoptic = dict(
-    type=GenericSegmentation,
-    data=dict(
-        type=CocoPanoptic,
-        annotations="data/shapes/annotations/panoptic_train.json",
-        segments="data/shapes/panoptic_train",
-        images="data/shapes/train",
-    ),
-    train=True,
+_panoptic, _pairs = (  # by shapes alone; by names such as "red circle", but none of a held-out pair
+    dict(
+        type=GenericSegmentation,
+        data=dict(
+            type=CocoPanoptic,
+            annotations=f"data/shapes/annotations/{names}_train.json",
+            segments="data/shapes/panoptic_train",
+            images="data/shapes/train",
+        ),
+        train=True,
+    )
+    for names in ("panoptic", "pairs")
 )
 _chat = {
     name: dict(
@@ -93,15 +96,15 @@ _interactive = dict(
 )
 
 closed_set = dict(type=Mixture, sources=dict(panoptic=dict(**_panoptic, closed_set=True)))
-alignment = dict(type=Mixture, sources=dict(captions=_chat["captions"]))
+alignment = dict(type=Mixture, sources=dict(captions=_chat["captions"], chat=_chat["conversations"]))
 mixed = dict(
     type=Mixture,
     multipliers=dict(
-        refer=0.5, grefer=0.13, reason=0.23, gcg_grandf=0.11, gcg_refcocog=0.11, gcg_flickr=0.11, vgd=0.29,
-        interactive=0.29, chat=0.16,
+        panoptic=0.5, vocabulary=0.35, refer=0.7, grefer=0.3, reason=0.2, gcg_grandf=0.2, gcg_refcocog=0.2,
+        gcg_flickr=0.2, vgd=0.25, interactive=0.25, chat=0.4, captions=0.1,
     ),
     sources=dict(
-        panoptic=dict(**_panoptic, partial=0.1), refer=_refer, grefer=_grefer, reason=_reason, **_gcg, vgd=_vgd,
-        interactive=_interactive, chat=_chat["conversations"],
+        panoptic=dict(**_panoptic, partial=0.1), vocabulary=_pairs, refer=_refer, grefer=_grefer, reason=_reason,
+        **_gcg, vgd=_vgd, interactive=_interactive, chat=_chat["conversations"], captions=_chat["captions"],
     ),
 )  # fmt: skip

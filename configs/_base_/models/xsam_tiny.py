@@ -28,7 +28,7 @@ model = dict(
     llm=dict(
         type=causal_lm, model_type="phi3", vocab_size=640, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, sliding_window=1024, bos_token_id=1,
-        eos_token_id=5, pad_token_id=0,
+        eos_token_id=5, pad_token_id=0, initializer_range=0.08,
     ),
     phrase_projector=dict(type=Projector, in_channels=128, out_channels=64),
     connector=dict(type=Connector, in_channels=96, hidden_channels=64, out_channels=[64, 64, 128]),

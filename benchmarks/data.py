@@ -15,12 +15,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from world.shapes import train_tokenizer
 from xsam import config as configs
 from xsam.data.images import longest_side_size
 from xsam.data.masks import decode_rle, encode_rle, pack, pad_ids, resize_ids
 from xsam.data.mixture import Loader, Mixture
 from xsam.data.prompt import Processor
-from xsam.data.shapes import train_tokenizer
 from xsam.structures import RLE, Sample, SegmentMap, Turn
 
 from .measure import compare, machine

@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from xsam.data import shapes
+from world import shapes
 from xsam.data.coco import segment_row
 from xsam.data.masks import encode_rle
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import xsam  # noqa: F401
-from xsam.data.shapes import train_tokenizer
-from xsam.data.shapes_files import prepare
+from world.files import prepare
+from world.shapes import train_tokenizer
 
 os.environ["XSAM_CACHE"] = tempfile.mkdtemp(prefix="xsam-cache-")  # indices of the tests' own little files
 torch.set_num_threads(1)  # two threads stall on a busy two-core machine

@@ -11,4 +11,4 @@ with read_base():
     from .._base_.benchmarks.shapes import benchmarks
     from .._base_.mixtures.shapes import mixed as mixture
 
-mixture["multipliers"].update(own=6.0)  # half of the samples, for some hundred images
+mixture["multipliers"].update(own=10.0)  # half of the samples, for some hundred images

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from world.files import prepare
+from world.shapes import CATEGORIES
 from xsam.data.coco import Category, CocoInstances, CocoPanoptic, clean_name, distinct
 from xsam.data.masks import encode_rle, unpack, write_panoptic_png
 from xsam.data.records import read_mask
-from xsam.data.shapes import CATEGORIES
-from xsam.data.shapes_files import prepare
 from xsam.structures import BadSample, UserError
 
 RECORDED = Path(__file__).parents[2] / "../shared/refdata"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from world.shapes import CATEGORIES
 from xsam.data.coco import CocoInstances, CocoPanoptic
 from xsam.data.conversations import Conversations
 from xsam.data.gcg import GcgPairs, GrandF
@@ -32,7 +33,6 @@ from xsam.data.reasonseg import ReasonSeg
 from xsam.data.refer import Expressions, GRefCoco, RefCoco
 from xsam.data.region_records import CocoInteractive, CocoVgd
 from xsam.data.regions import KINDS
-from xsam.data.shapes import CATEGORIES
 from xsam.structures import BadSample, UserError
 from xsam.tasks.base import Task
 from xsam.tasks.chat import Chat

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from world.shapes import train_tokenizer
 from xsam.data.masks import encode_rle, pack
 from xsam.data.prompt import Processor, first_turns
-from xsam.data.shapes import train_tokenizer
 from xsam.structures import IGNORE_INDEX, IMAGE_TOKEN, REGION_TOKEN, BadSample, Region, Sample, Turn, UserError
 
 

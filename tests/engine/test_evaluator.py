@@ -34,8 +34,8 @@ def test_all_rows_both_protocols(setup, tmp_path):
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     paper = evaluator.evaluate(model, processor, rows, tmp_path / "paper", limit=4, batch_size=4)
     assert list(paper) == list(rows)
-    # one pass serves the three generic rows; then refer, grefer, reason, four interactive, five vgd; the others generate
-    assert len(calls) == 1 + 3 + 4 + 5
+    # one pass serves the three generic rows; then seen and novel pairs, refer, grefer, reason, four interactive, five vgd; the others generate
+    assert len(calls) == 1 + 2 + 3 + 4 + 5
     for row in paper.values():
         assert row["samples"] == row["scored"] == 4
     assert paper["shapes_refer"]["failed"] == 0  # the answer is given

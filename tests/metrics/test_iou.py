@@ -146,6 +146,7 @@ def test_kinds_are_scored_apart_and_together() -> None:
     scores = left.compute()
     assert scores["cIoU_easy"] == 100
     assert scores["cIoU_hard"] == pytest.approx(100 * 2 / 8)
+    assert (scores["Pr@0.5_easy"], scores["Pr@0.5_hard"]) == (100, 50)
     assert scores["cIoU"] == pytest.approx(100 * 10 / 16)
     assert "cIoU_" not in scores
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from world.files import prepare as write_shapes
+
 from .. import config as configs
 from ..data import own
 from ..data import prepare as converters
@@ -21,7 +23,6 @@ from ..data.mixture import key, kind
 from ..data.records import read_json
 from ..data.refer import GRefCoco, RefCoco
 from ..data.region_records import write_vgd
-from ..data.shapes_files import prepare as write_shapes
 from ..structures import BadSample, Sample, UserError
 from ..tasks.base import build
 

@@ -14,7 +14,7 @@ EMPTY = np.zeros((0, 0), bool)
 
 @dataclass
 class ReferringIoU(Metric):
-    """cIoU, gIoU, N_acc, T_acc and Pr@X in percent, and cIoU_KIND of each kind of samples; an empty mask means "no
+    """cIoU, gIoU, N_acc, T_acc and Pr@X in percent, and cIoU_KIND and Pr@0.5_KIND of each kind; an empty mask means "no
     target" or "nothing predicted".
 
     cIoU is the sum of intersections over the sum of unions, so large objects and false masks weigh more; gIoU is the
@@ -23,7 +23,7 @@ class ReferringIoU(Metric):
 
     # samples, those with a target, intersection, union, IoU, targets found, absences seen, Pr@X
     totals: np.ndarray = field(default_factory=lambda: np.zeros(7 + len(THRESHOLDS)))
-    kinds: dict[str, np.ndarray] = field(default_factory=dict)  # intersection and union of the samples of a kind
+    kinds: dict[str, np.ndarray] = field(default_factory=dict)  # targets, intersection, union, Pr@0.5 of a kind
 
     def update(self, pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray = EMPTY, *, kind: str = "",
                failed: bool = False) -> None:  # fmt: skip
@@ -42,7 +42,7 @@ class ReferringIoU(Metric):
         absent = not (target or predicted or failed)
         precise = [target and iou >= x for x in THRESHOLDS]
         sums = np.array([1, target, inter, union, iou, target and predicted, absent, *precise])
-        self.merge(ReferringIoU(sums, {kind: sums[2:4]} if kind else {}))
+        self.merge(ReferringIoU(sums, {kind: sums[[1, 2, 3, 7]]} if kind else {}))
 
     def merge(self, other: "ReferringIoU") -> None:
         super().merge(other)
@@ -53,10 +53,13 @@ class ReferringIoU(Metric):
 
     def figures(self, counted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         """`cIoU` and `gIoU` over all samples, `T_acc` (something predicted) and `Pr@X` (IoU >= X) over those with a
-        target, `N_acc` (nothing predicted) over the rest, `cIoU_KIND` over those of a kind; None where there are none,
-        cIoU also without any pixel."""
+        target, `N_acc` (nothing predicted) over the rest, `cIoU_KIND` and `Pr@0.5_KIND` over those of a kind; None
+        where there are none, cIoU also without any pixel."""
         samples, targets, inter, union, iou, found, refused, *precise = counted[""].tolist()
         shares = {"cIoU": percent(inter, union), "gIoU": percent(iou, samples),
                   "N_acc": percent(refused, samples - targets), "T_acc": percent(found, targets)}  # fmt: skip
         shares |= {f"Pr@{x}": percent(count, targets) for x, count in zip(THRESHOLDS, precise, strict=True)}
-        return shares | {f"cIoU_{kind}": percent(*counted[kind].tolist()) for kind in sorted(counted) if kind}
+        for kind in sorted(counted.keys() - {""}):
+            targets, inter, union, hits = counted[kind].tolist()
+            shares |= {f"cIoU_{kind}": percent(inter, union), f"Pr@0.5_{kind}": percent(hits, targets)}
+        return shares

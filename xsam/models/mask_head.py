@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 
 class ConditionClassifier(nn.Module):
-    """Cosine similarity to the condition embeddings and to one learned background row, times a learned scale."""
+    """Cosine similarity to the condition embeddings and to one learned background row, times a learned scale. Without
+    `background` that row is zero, and what is similar to no condition is background."""
 
-    def __init__(self, channels: int = 256) -> None:
+    def __init__(self, channels: int = 256, background: bool = True) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))  # as CLIP starts, arXiv 2103.00020
-        self.background = nn.Parameter(torch.randn(1, channels))
+        self.background = nn.Parameter(torch.randn(1, channels) * background, requires_grad=background)
 
     def forward(self, states: Tensor, conditions: Tensor, valid: Tensor) -> Tensor:
         """Score queries float[L, D, Q, C] against conditions float[D, K, C], of which bool[D, K] are no padding:

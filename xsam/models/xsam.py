@@ -128,10 +128,11 @@ class XSamModel(nn.Module):
         with torch.set_grad_enabled(_learns(self.seg_encoder)):
             maps = self.seg_encoder(seg_pixels, indices) if len(seg_pixels) else []
         tokens = seg_tokens = seg_pixels.new_zeros(len(seg_pixels), 0, 0)
-        if self.seg_projector and self.vision_encoder and self.projector and len(seg_pixels):
+        if self.seg_projector and len(seg_pixels):
+            tokens = seg_tokens = self.seg_projector(maps.pop())
+        if self.vision_encoder and self.projector and len(seg_pixels):
             with torch.set_grad_enabled(_learns(self.vision_encoder)):
                 vision = self.vision_encoder(normalize(batch.pixel_values, self.vision_encoder))
-            seg_tokens = self.seg_projector(maps.pop())
             tokens = torch.cat([self.projector(vision), seg_tokens], dim=1)
         return ImageFeatures(tokens, seg_tokens, tuple(maps))
 

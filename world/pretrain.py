@@ -1,6 +1,6 @@
 """Make the tiny model's base weights again (data/shapes/base): about an hour on one core.
 
-    python tools/pretrain_shapes.py configs/shapes/stage3.py data/shapes/base
+    python -m world.pretrain configs/shapes/stage3.py data/shapes/base
 
 As the paper starts from SAM, SigLIP2 and a language model. Both encoders learn dense targets of the embedded world
 (what is here: class, colour, texture, and where its centre is) under a head that is thrown away. The language model
@@ -25,7 +25,12 @@ from tqdm import tqdm
 from xsam import config as configs
 from xsam.data.mixture import key
 from xsam.data.prompt import Processor
-from xsam.data.shapes import (
+from xsam.models.encoders import Encoder, SamEncoder
+from xsam.models.language import splice, supervised_logits
+from xsam.models.xsam import normalize
+from xsam.structures import IGNORE_INDEX, Turn
+
+from .shapes import (
     CATEGORIES,
     COLOURS,
     SHAPES,
@@ -41,10 +46,6 @@ from xsam.data.shapes import (
     render,
     train_tokenizer,
 )
-from xsam.models.encoders import Encoder, SamEncoder
-from xsam.models.language import splice, supervised_logits
-from xsam.models.xsam import normalize
-from xsam.structures import IGNORE_INDEX, Turn
 
 MODULES = ("seg_encoder", "vision_encoder", "llm")
 GRID = 6  # cells of a picture in words along a side, as many as the model's image tokens

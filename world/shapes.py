@@ -1,5 +1,5 @@
 """The embedded world: coloured shapes on grass, sand or water under a sky, and all that can be said about them. A scene
-is a function of (seed, split, index) alone; `shapes_files` writes the world to disk."""
+is a function of (seed, split, index) alone; `world.files` writes the world to disk."""
 
 import re
 from collections.abc import Collection, Iterator

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from xsam.data.conversations import Conversations
-from xsam.data.masks import decode_rle, read_panoptic_png
-from xsam.data.shapes import (
+from world.files import prepare
+from world.shapes import (
     CATEGORIES,
     COLOURS,
     HELD_OUT,
@@ -26,7 +25,8 @@ from xsam.data.shapes import (
     render,
     train_tokenizer,
 )
-from xsam.data.shapes_files import prepare
+from xsam.data.conversations import Conversations
+from xsam.data.masks import decode_rle, read_panoptic_png
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..structures import RLE
+from xsam.data.coco import segment_row
+from xsam.data.masks import encode_rle, write_panoptic_png
+from xsam.data.region_records import drawn_prompts, vgd_record
+from xsam.structures import RLE
+
 from . import shapes
-from .coco import segment_row
-from .masks import encode_rle, write_panoptic_png
-from .region_records import drawn_prompts, vgd_record
 from .shapes import CATEGORIES, COLOURS, HELD_OUT, KINDS, SHAPES, SPLITS, Scene
 
 Json = dict[str, Any]

@@ -1,0 +1,1 @@
+"""The embedded world: data made by the project, and the tiny model's base weights. No part of the library."""

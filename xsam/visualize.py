@@ -30,7 +30,7 @@ def draw_segments(image: np.ndarray, segments: Sequence[tuple[np.ndarray, str, f
     order = sorted(np.flatnonzero(areas).tolist(), key=lambda number: -areas[number])
     masks = {number: _soft(segments[number][0], size) for number in order}
     for number, mask in masks.items():
-        _fill(picture, mask, color(number), line=2 * round(max(size) / 320) + 1)
+        _fill(picture, mask, color(number), line=2 * max(1, round(max(size) / 320)) + 1)
     taken = np.zeros((size[1], size[0]), bool)
     for number, mask in masks.items():
         _, label, score = segments[number]

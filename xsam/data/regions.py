@@ -68,7 +68,7 @@ def typed_prompt(given: Mapping[str, Any], height: int, width: int) -> RLE:
         places: Any = np.asarray(value, np.float64)
         if kind != "mask":
             places = places.reshape({"point": (1, 2), "box": (2, 2)}.get(name, (-1, 2)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{what}: does not have the numbers of a {name}") from None
     if kind == "mask":
         prompt = places > 0

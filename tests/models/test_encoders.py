@@ -82,7 +82,7 @@ def eager(attention: SamAttention, x: Tensor) -> Tensor:
     return attention.proj(out.transpose(1, 2).reshape(b, s, s, c))
 
 
-@pytest.mark.parametrize("scores", [1 << 23, 1], ids=["at once", "line by line"])
+@pytest.mark.parametrize("scores", [512, 1], ids=["at once", "line by line"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_attention_by_head_and_folded_are_the_eager_one(
     dtype: torch.dtype, tolerance: float, scores: int, monkeypatch: pytest.MonkeyPatch

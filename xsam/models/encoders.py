@@ -91,7 +91,8 @@ class SamAttention(SamVisionAttention):
         position = torch.arange((len(self.rel_pos_h) + 1) // 2, device=qkv.device)
         offset = position[:, None] - position + len(position) - 1
         along = self.rel_pos_h[offset], self.rel_pos_w[offset]  # [side, side, d], by query and key
-        if on_cpu(qkv):
+        scores = qkv[..., 0, :, 0].numel() * len(position) ** 2
+        if on_cpu(qkv) and scores > SCORES[True]:
             heads = zip(qkv.unbind(4), fill.unbind(1), strict=True)
             attended = [checkpoint(_in_windows, attend_head, *head, *along, use_reentrant=False) for head in heads]
             return self.proj(torch.cat(attended, -1))

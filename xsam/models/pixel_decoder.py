@@ -34,6 +34,9 @@ def _cell_centres(shapes: tuple[tuple[int, int], ...], device: torch.device) -> 
     return torch.cat([torch.cartesian_prod(rows, columns).flip(-1) for rows, columns in axes])
 
 
+BAGS = 1 << 16  # queries of all heads; fewer are faster together on a CPU
+
+
 class DeformableAttention(nn.Module):
     """Every token looks at a few learned places of every level, instead of at all places. Shape symbols: S = sum of
     h * w over the levels, A heads, V levels, P points."""
@@ -68,7 +71,9 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(queries).view(B, S, A, V * P).softmax(-1).view(B, S, A, V, P)
         sizes = torch.tensor([[w, h] for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
         locations = references[:, None, None, None, :] + offsets / sizes[:, None]
-        return self.output_proj(sample_levels(value, locations, weights, shapes, with_bags=on_cpu(value)))
+        return self.output_proj(
+            sample_levels(value, locations, weights, shapes, with_bags=on_cpu(value) and value[..., 0].numel() > BAGS)
+        )
 
 
 class PixelDecoderLayer(nn.Module):

@@ -17,7 +17,7 @@ def error(capsys) -> str:
     return lines[-1]
 
 
-VERBS = ("train", "evaluate", "predict", "score", "data", "convert", "doctor", "benchmark", "parity")
+VERBS = ("train", "evaluate", "predict", "score", "data", "convert", "doctor", "benchmark", "parity", "demo")
 
 
 @pytest.mark.parametrize("verb", VERBS)

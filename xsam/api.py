@@ -108,7 +108,8 @@ class XSam:
     ) -> Answer:  # fmt: skip
         """All that the categories name: "panoptic" (no two masks overlap), "instance" or "semantic" (every pixel has
         one category). Each thing has a mask, stuff has one for all of it; `categories` are things, but for "semantic".
-        A stage-1 model takes the names of its classes. score: least class probability; "semantic" has none, it is 1."""
+        A stage-1 model takes the names of its classes. score: least class probability, of "instance" times the mask's
+        own; "semantic" has none, it is 1."""
         things, stuff = ([*things], [*categories, *stuff]) if kind == "semantic" else ([*categories, *things], [*stuff])
         names = [self._words(name) for name in (*things, *stuff)]
         if kind not in generic.KINDS or not names or len({*names}) < len(names):

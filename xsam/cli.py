@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ def _add_main_verbs(verb: Callable[..., Parser]) -> None:
     predict("--score", type=float, help="least probability of what is found")
     for name, form in (("point", "X,Y"), ("box", "X0,Y0,X1,Y1"), ("scribble", "X,Y,X,Y,..")):
         text = f"a visual prompt in pixels, as --{name} 40,60{'' if name == 'point' else ',80,90'}"
-        predict(f"--{name}", type=coordinates, action="append", default=[], metavar=form, help=text)
-    predict("--mask", action="append", default=[], metavar="PNG", help="one that is drawn: all that is not black")
+        drawn = partial(_drawn, name)
+        predict(f"--{name}", type=drawn, action="append", dest="regions", default=[], metavar=form, help=text)
+    text = "one that is drawn: all that is not black"
+    predict("--mask", type=partial(_drawn, "mask"), action="append", dest="regions", metavar="PNG", help=text)
     predict("--reference", default="", metavar="IMAGE", help="ground: where the visual prompts lie, if elsewhere")
     predict("--out", type=Path, default=Path("predictions"), help="folder of the overlays and masks")
     predict("--json", action="store_true", help="print the results as JSON")
@@ -177,9 +180,12 @@ def _load(options: Options, **how: Any) -> tuple[Any, Any, dict[str, Any]]:
     return load(options.checkpoint, options.config, options.overrides, new=options.new, **how)
 
 
-def coordinates(text: str) -> list[float]:
-    """Numbers with commas between; argparse reports a ValueError."""
-    return [float(part) for part in text.split(",")]
+def _drawn(kind: str, text: str) -> dict[str, Any]:
+    """A visual prompt as `XSam.interact` takes it."""
+    try:
+        return {kind: text if kind == "mask" else [float(part) for part in text.split(",")]}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between") from None
 
 
 def _evaluate(options: Options) -> int:
@@ -222,12 +228,11 @@ def _predict(options: Options) -> None:
 
     options.checkpoint = options.checkpoint or str(embedded_model())
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    regions = [{kind: value} for kind in ("point", "box", "scribble", "mask") for value in getattr(options, kind)]
     with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what was loaded
         model, processor, config = _load(options, dtype=dtype, bits=options.bits, compile=options.compile)
     predict(
         XSam(model, processor), config, options.image, options.task, options.out, as_json=options.json,
-        prompt=options.prompt, score=options.score, regions=regions, reference=options.reference,
+        prompt=options.prompt, score=options.score, regions=options.regions, reference=options.reference,
     )  # fmt: skip
 
 
@@ -284,7 +289,7 @@ def _benchmark(options: Options) -> None:
 
 def _demo(options: Options) -> None:
     if not find_spec("gradio"):
-        raise UserError("the page needs gradio: pip install 'xsam[demo]'")
+        raise UserError("the page needs gradio: pip install -c constraints.txt -e '.[demo]'")
     from demo.server import serve
 
     from .api import XSam

@@ -143,7 +143,7 @@ def test_images_are_not_overwritten(run, images, capsys):
 def test_malformed_coordinates_are_usage(run, images, capsys):
     with pytest.raises(SystemExit, match="2"):
         predict(run, "--image", images[0], "--task", "interact", "--point", "a,b")
-    assert "--point: invalid coordinates value: 'a,b'" in capsys.readouterr().err
+    assert "--point: 'a,b': give numbers with commas between" in capsys.readouterr().err
 
 
 def test_dtype_and_the_embedded_model(run, images, tmp_path, monkeypatch, capsys):

@@ -180,7 +180,7 @@ def test_adapters_of_a_lora_run_are_merged(released, alive, tmp_path) -> None:
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     convert(tmp_path / "run", tmp_path / "merged", "xsam")
     assert "lora" not in configs.load(tmp_path / "merged")["stage"]
-    expected = (base.float() + 3 * b @ a).bfloat16()
+    expected = (base.float() + 3 * (b @ a)).bfloat16()
     same(read_tensors(tmp_path / "merged"), alive | {f"{layer}.weight": expected})
     convert(tmp_path / "run", tmp_path / "merged.bin", "official")
     same(

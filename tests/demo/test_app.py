@@ -198,7 +198,7 @@ def test_without_gradio_the_remedy_is_named(
 ) -> None:
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
-    assert "pip install 'xsam[demo]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[demo]'" in capsys.readouterr().err
 
 
 def test_an_address_in_use_is_one_line(model: Any) -> None:

@@ -31,7 +31,7 @@ def losses(folder: Path) -> list[float]:
 def tuned(world, tmp_path_factory):
     """A config, and a run folder of a few steps whose adapters matter."""
     folder = tmp_path_factory.mktemp("lora")
-    options = [f"stage.steps={STEPS}", "stage.init_from=[]", "stage.log_every=1", "stage.lr=0.01", LORA]
+    options = [f"stage.steps={STEPS}", "stage.init_from=[]", "stage.log_every=1", "stage.lr=0.002", LORA]
     loaded = configs.load("configs/shapes/stage3.py", [*options, "stage.frozen=['vision_encoder']"])
     (folder / "config.json").write_text(json.dumps(loaded).replace("data/shapes", str(world)))
     assert main(["train", str(folder / "config.json"), "--work-dir", str(folder / "run")]) == 0

@@ -122,7 +122,7 @@ class DecoderItems:
     sample: Tensor  # int64[D], row of the batch that holds its <SEG>
     seg: Tensor  # int64[D], number of the <SEG> in that row, -1 = none
     candidates: Tensor  # int64[D, K], flat span numbers (spans of row 0, then row 1, ...), -1 = padding
-    targets: tuple[Target, ...] = ()  # empty at inference
+    targets: tuple[Target, ...] = ()  # empty at inference; else one per item
     keys: tuple[int, ...] = ()  # seeds of the criterion's points, one per item
 
     def __len__(self) -> int:
@@ -166,7 +166,7 @@ class ModelOutput:
 
     text_logits: Tensor  # float[T', V], only at supervised positions (those that predict a supervised token)
     text_targets: Tensor  # int64[T']
-    mask_embeds: Tensor  # float[L, D, Q, C]; the last one is the final output, [0] stands before the first block
+    mask_embeds: Tensor  # float[L, D, Q, C]; the last is the final output, outside of training the only one (L is 1)
     mask_features: Tensor  # float[I, C, h, w]
     class_logits: Tensor  # float[L, D, Q, K + 1]; the last column is "none of these"; padding is very negative
     item_image: Tensor  # int64[D]

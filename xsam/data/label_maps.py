@@ -55,9 +55,9 @@ class LabelMaps:
         if objects:
             self.metrics = ("panoptic", "instance", "semantic")
             self.categories = [replace(c, is_thing=c.name != "background") for c in self.categories]
-        self._images = {} if split else named(self.images, image_suffix)
+        self._images = {} if split else _named(self.images, image_suffix)
         # names of either folder, so that an image without a map is noticed
-        found = _lines(split) if split else self._images.keys() | named(self.labels, label_suffix).keys()
+        found = _lines(split) if split else self._images.keys() | _named(self.labels, label_suffix).keys()
         if not found:
             raise UserError(f"{split or self.images}: names no image; {REMEDY}")
         self._names: np.ndarray = np.array(sorted(found))
@@ -110,7 +110,7 @@ def _lines(path: str | Path) -> set[str]:
         raise UserError(f"{path}: cannot be read as a list of images ({error}); {REMEDY}") from None
 
 
-def named(folder: Path, suffix: str) -> dict[str, str]:
+def _named(folder: Path, suffix: str) -> dict[str, str]:
     """The files below a folder that end in `suffix`, "" = all images, by their names without it."""
     known, found = [suffix] if suffix else Image.registered_extensions(), dict[str, str]()
     for path in sorted(path for path in folder.rglob(f"[!.]*{suffix}") if (suffix or path.suffix.lower()) in known):

@@ -60,7 +60,7 @@ def typed_prompt(given: Mapping[str, Any], height: int, width: int) -> RLE:
     if len(given) != 1 or not given.keys() <= {"points", *KINDS}:
         raise UserError(f"a visual prompt is one of points, {', '.join(KINDS)}; here is {[*given] or 'none'}")
     ((name, value),) = given.items()
-    kind, prompt = name.removesuffix("s"), np.zeros((height, width), bool)
+    kind, prompt, size = name.removesuffix("s"), np.zeros((height, width), bool), np.array([width, height])
     what = f"{kind}={str(value)[:60]}"
     if kind == "mask" and isinstance(value, str | Path):
         value = read_image(value).any(2)
@@ -74,9 +74,7 @@ def typed_prompt(given: Mapping[str, Any], height: int, width: int) -> RLE:
         prompt = places > 0
         if prompt.shape != (height, width):
             raise UserError(f"{what}: is {prompt.shape}, the image {(height, width)}")
-    elif not (
-        (places >= 0) & (places < np.array([width, height]) + (kind == "box"))
-    ).all():  # a box ends behind its last pixel
+    elif not ((places >= 0) & (places < size + (kind == "box"))).all():  # a box ends behind its last pixel
         raise UserError(f"{what}: leaves the image, which has {width} x {height} pixels")
     elif kind == "box":
         (x0, y0), (x1, y1) = np.floor(places[0]).astype(int), np.ceil(places[1]).astype(int)

@@ -61,8 +61,9 @@ def sample_levels(
 
     value: float[B, S, A, c]. locations: float[B, S, A, V, P, 2], (x, y) in [0, 1]. weights: float[B, S, A, V, P]."""
     dtype = locations.dtype  # float32 in a bf16 model
-    by_head = (t.transpose(1, 2).flatten(0, 1) for t in (value.to(dtype), locations, weights.to(dtype)))
-    cells, places, weights = by_head  # [B * A, S, ..]
+    cells, places, weights = (  # [B * A, S, ..]
+        each.transpose(1, 2).flatten(0, 1) for each in (value.to(dtype), locations, weights.to(dtype))
+    )
     total = torch.zeros_like(cells)
     levels = cells.split([h * w for h, w in shapes], dim=1), places.unbind(2), weights.unbind(2), shapes
     for *maps, (h, w) in zip(*levels, strict=True):

@@ -22,13 +22,13 @@ from ..metrics.semantic import IGNORE, NOTHING, SemanticIoU
 from ..structures import BadSample, ItemOutput, Prediction, Sample, UserError
 from .base import Task
 
+KINDS = ("panoptic", "instance", "semantic")
 QUESTIONS = (
     "Segment everything that belongs to these categories: {categories}.",
     "Here is a list of categories: {categories}. Please mark every region of the image that shows one of them.",
     "Which parts of the image are {categories}? Give me a mask for each.",
     "Divide the image into {categories}.",
 )
-KINDS = ("panoptic", "instance", "semantic")
 ANSWERS = ("<SEG>.", "Here you are: <SEG>.", "The masks are <SEG>.", "Done, <SEG>.")
 
 

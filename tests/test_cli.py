@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xsam.cli import main
@@ -45,6 +46,16 @@ def test_help_shows_an_example(verb, capsys):
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     assert main(arguments) == 2
     assert message in error(capsys)
+
+
+def test_a_full_gpu_is_one_line_with_the_remedy(capsys, monkeypatch):
+    def full(options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total ..")
+
+    monkeypatch.setattr("xsam.cli._doctor", full)
+    full.__name__ = "_doctor"
+    assert main(["doctor"]) == 2
+    assert error(capsys).startswith("xsam doctor: CUDA out of memory; `xsam doctor CONFIG` computes what fits")
 
 
 def test_a_missing_dataset_names_the_command(world, capsys):

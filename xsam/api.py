@@ -37,6 +37,7 @@ KEPT = 8  # images whose features are kept: about 36 MB each in bf16 at full siz
 BATCH = 8  # images of one pass
 LENGTH = 256  # tokens of a generated answer at most
 EMBEDDED = "shapes/model"  # the model that is asked where none is named, below `data/`
+STORED = "config.json"  # in the folder of a checkpoint
 START = "<image>\n"  # of every conversation
 
 Answer: TypeAlias = Any  # a `Result`; of a list of images a list
@@ -58,16 +59,7 @@ def load(
         new: patterns of what may be missing in the checkpoint, and is random then.
         dtype, bits: of the weights, by default as they are; of the language model's alone, 8 or 4 (`quantize`).
         compile: modules for torch.compile."""
-    folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
-    stored = folder / "config.json"
-    if not config_path and (checkpoint == RANDOM or not stored.is_file()):
-        raise UserError(f"checkpoint {checkpoint} holds no config.json; give the config of the model as well")
-    config = configs.load(config_path or stored, overrides)
-    if "model" not in config or "processor" not in config:
-        raise UserError(f"{config_path or stored}: describes no model of X-SAM; give the config of the model")
-    chosen = config_path or any(override.startswith("processor.tokenizer=") for override in overrides)
-    if not chosen and (folder / "tokenizer_config.json").is_file():
-        config["processor"]["tokenizer"] = str(folder)  # a run folder needs nothing else
+    config = config_of(checkpoint, config_path, overrides)
     processor = configs.build(config["processor"])
     torch.manual_seed(0)  # random weights, where they are asked for, are the same each time
     if checkpoint == RANDOM:
@@ -75,7 +67,7 @@ def load(
     else:
         model, report = load_model(
             config["model"], [checkpoint], new, vocabulary=len(processor.tokenizer or ()),
-            adapters=lora.of_config(configs.load(stored)) if stored.is_file() else None,
+            adapters=lora.of_config(configs.load(stored)) if (stored := fetch(checkpoint) / STORED).is_file() else None,
         )  # fmt: skip
         say(str(report))
     model.to(dtype=dtype)
@@ -83,6 +75,21 @@ def load(
         quantize(model.llm, bits)
     compile_parts(model, compile)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor, config
+
+
+def config_of(checkpoint: str, config_path: str = "", overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The config that `load` builds, the tokenizer of a run folder in it; see there."""
+    folder = Path(checkpoint) if checkpoint == RANDOM else fetch(checkpoint)
+    stored = folder / STORED
+    if not config_path and (checkpoint == RANDOM or not stored.is_file()):
+        raise UserError(f"checkpoint {checkpoint} holds no {STORED}; give the config of the model as well")
+    config = configs.load(config_path or stored, overrides)
+    if "model" not in config or "processor" not in config:
+        raise UserError(f"{config_path or stored}: describes no model of X-SAM; give the config of the model")
+    chosen = config_path or any(override.startswith("processor.tokenizer=") for override in overrides)
+    if not chosen and (folder / "tokenizer_config.json").is_file():
+        config["processor"]["tokenizer"] = str(folder)  # a run folder needs nothing else
+    return config
 
 
 class XSam:

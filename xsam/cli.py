@@ -16,6 +16,8 @@ from typing import Any
 
 from .structures import BadSample, UserError
 
+FULL = "`xsam doctor CONFIG` computes what fits and names the overrides; docs/troubleshooting.md has more"
+
 Parser = argparse.ArgumentParser
 Options = argparse.Namespace
 
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_other_verbs(verb)
     options = parser.parse_args([word for word in arguments if not _is_override(word)])
     options.overrides = [word for word in arguments if _is_override(word)]
+    from torch import OutOfMemoryError
+
     from .engine import distributed
 
     try:
@@ -45,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, BadSample) as error:
         if distributed.is_main():
             print(f"xsam {options.verb}: {error}", file=sys.stderr)
-        return 2
+    except OutOfMemoryError as error:  # on any rank, maybe on one alone
+        print(f"xsam {options.verb}: {str(error).partition('. ')[0]}; {FULL}", file=sys.stderr)
+    return 2
 
 
 def _is_override(word: str) -> bool:
@@ -89,6 +95,8 @@ def _add_main_verbs(verb: Callable[..., Parser]) -> None:
         predict(f"--{name}", type=drawn, action="append", dest="regions", default=[], metavar=form, help=text)
     text = "one that is drawn: all that is not black"
     predict("--mask", type=partial(_drawn, "mask"), action="append", dest="regions", metavar="PNG", help=text)
+    predict("--several", action="store_true", help="refer: all that the expression means, or nothing, as one mask")
+    predict("--explain", action="store_true", help="reason: first write why")
     predict("--reference", default="", metavar="IMAGE", help="ground: where the visual prompts lie, if elsewhere")
     predict("--out", type=Path, default=Path("predictions"), help="folder of the overlays and masks")
     predict("--json", action="store_true", help="print the results as JSON")
@@ -171,15 +179,6 @@ def _train(options: Options) -> int:
     return 0
 
 
-def _load(options: Options, **how: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, processor and config."""
-    from .api import load
-
-    if not options.checkpoint:
-        raise UserError("give --checkpoint, a run folder of `xsam train`")
-    return load(options.checkpoint, options.config, options.overrides, new=options.new, **how)
-
-
 def _drawn(kind: str, text: str) -> dict[str, Any]:
     """A visual prompt as `XSam.interact` takes it."""
     try:
@@ -189,16 +188,20 @@ def _drawn(kind: str, text: str) -> dict[str, Any]:
 
 
 def _evaluate(options: Options) -> int:
+    from .api import config_of, load
     from .apps.pages import gallery
     from .engine import distributed, evaluator, results
 
     if options.compare:
         print(results.compare(*options.compare))
         return 0
+    if not options.checkpoint:
+        raise UserError("give --checkpoint, a run folder of `xsam train`")
     began = time.perf_counter()
     distributed.init()
-    model, processor, config = _load(options)
-    rows = evaluator.select(config["benchmarks"], options.benchmarks)
+    named = options.checkpoint, options.config, options.overrides
+    rows = evaluator.select(config_of(*named)["benchmarks"], options.benchmarks)
+    model, processor, config = load(*named, new=options.new)
     weights, protocol = Path(options.checkpoint), options.protocol
     out = options.out or (weights.parent if weights.is_file() else weights) / "eval" / protocol
     sha256 = ""
@@ -223,16 +226,20 @@ def _evaluate(options: Options) -> int:
 def _predict(options: Options) -> None:
     import torch
 
-    from .api import XSam, embedded_model
+    from .api import XSam, embedded_model, load
     from .apps.predict import predict
 
     options.checkpoint = options.checkpoint or str(embedded_model())
     dtype = getattr(torch, options.dtype) if options.dtype else None
     with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what was loaded
-        model, processor, config = _load(options, dtype=dtype, bits=options.bits, compile=options.compile)
+        model, processor, config = load(
+            options.checkpoint, options.config, options.overrides, new=options.new, dtype=dtype, bits=options.bits,
+            compile=options.compile,
+        )  # fmt: skip
     predict(
         XSam(model, processor), config, options.image, options.task, options.out, as_json=options.json,
         prompt=options.prompt, score=options.score, regions=options.regions, reference=options.reference,
+        several=options.several, explain=options.explain,
     )  # fmt: skip
 
 

@@ -39,6 +39,15 @@ def test_an_image_is_shown_once(tmp_path):
     assert [turn.question for turn in conversation.turns] == ["<image>\nQ", "R"]
 
 
+def test_lines_are_records_and_a_broken_one_is_one_bad_record(tmp_path):
+    record = {"id": "x", "image": "a.jpg", "conversations": talk("Q", "A")}
+    (tmp_path / "c.jsonl").write_text(f"{json.dumps(record)}\n\n{{oops\n{json.dumps(record)}\n")
+    records = Conversations(tmp_path / "c.jsonl", tmp_path)
+    assert (len(records), records[0].turns, records[2].turns) == (3, records[2].turns, (Turn("<image>\nQ", "A"),))
+    with pytest.raises(BadSample, match="c.jsonl, line 3: not valid JSON"):
+        records[1]
+
+
 def test_text_only_and_a_leading_answer(tmp_path):
     record = {"id": "t", "conversations": [{"from": "gpt", "value": "Welcome"}, *talk("Q", "A", "unanswered")]}
     (conversation,) = write(tmp_path / "c.json", record)

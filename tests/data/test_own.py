@@ -175,6 +175,7 @@ COCO = {"images": [], "annotations": [], "categories": []}
             "generic.GenericSegmentation",
             "coco.CocoPanoptic",
         ),
+        ("my.jsonl", {"image": "a.png", "conversations": []}, "chat.Chat", "conversations.Conversations"),
         ("my.json", [{"conversations": []}], "chat.Chat", "conversations.Conversations"),
         ("my.json", "\n [", "chat.Chat", "conversations.Conversations"),
     ],

@@ -18,9 +18,11 @@ from ..tasks.base import build
 from ..tasks.generic import KINDS
 
 OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(KINDS, ("prompt", "score")) | {
-    "refer": ("prompt", "score"), "reason": ("prompt", "score"), "describe": (), "interact": ("regions",),
-    "ground": ("regions", "reference", "prompt", "score"), "chat": ("prompt",),
+    "refer": ("prompt", "score", "several"), "reason": ("prompt", "score", "explain"), "describe": (),
+    "interact": ("regions",), "ground": ("regions", "reference", "prompt", "score"), "chat": ("prompt",),
 }  # fmt: skip
+
+FLAGS = {"regions": "--point, --box, --scribble, --mask"}
 
 
 def predict(
@@ -36,7 +38,7 @@ def predict(
         as_json: print a list of `Result.to_json` with the "picture", not a line for each image.
         given: of `OPTIONS`; a prompt for segments is "things, .. ; stuff, ..", for "ground" the names of regions."""
     paths = _files(images)
-    given = {name: value for name, value in given.items() if value not in (None, "", [])}
+    given = {name: value for name, value in given.items() if value not in (None, "", [], False)}
     ask = _question(predictor, config, task, given)
     if any(Path(path).resolve().parent == out.resolve() for path in paths):
         raise UserError(f"{out} holds the images; give another folder as --out")
@@ -51,7 +53,8 @@ def predict(
                 if as_json:
                     rows.append(result.to_json() | {"picture": str(picture)})
                 else:
-                    bar.write(f"{picture}: {len(result.found)} masks" + (f", {result.text!r}" if result.text else ""))
+                    count = f"{len(result.found)} mask{'s' * (len(result.found) != 1)}"
+                    bar.write(f"{picture}: {count}" + (f", {result.text!r}" if result.text else ""))
     if as_json:
         print(json.dumps(rows))
 
@@ -69,7 +72,8 @@ def _write(result: Result, task: str, path: Path) -> Path:
 def _question(predictor: XSam, config: dict[str, Any], task: str, given: dict[str, Any]) -> Callable[[list[str]], Any]:
     """What to ask about a list of images."""
     if strange := given.keys() - {*OPTIONS[task]}:
-        raise UserError(f"--task {task} has no use for {min(strange)}; it takes {', '.join(OPTIONS[task]) or 'none'}")
+        words = [", ".join(FLAGS.get(name, f"--{name}") for name in names) for names in ([min(strange)], OPTIONS[task])]
+        raise UserError(f"--task {task} has no use for {words[0]}; it takes {words[1] or 'no such option'}")
     prompt, regions = given.pop("prompt", ""), given.pop("regions", [])
     if task in ("refer", "reason", "chat") and not prompt:
         raise UserError(f"--task {task} needs --prompt, the expression or question")

@@ -1,5 +1,6 @@
-"""LLaVA's conversations: a JSON list of records, each about one image or none."""
+"""LLaVA's conversations: a JSON list, or JSON lines, of records, each about one image or none."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..structures import BadSample, Turn
-from .index import SURROGATE, TAGS, stream_json_list, take
+from .index import SURROGATE, TAGS, json_lines, parse_line, stream_json_list, take
 from .records import Records, usable
 
 IMAGE = "<image>"
@@ -26,8 +27,8 @@ class Conversations(Records):
     """A sequence of conversations, in the order of the file."""
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        records = ((f"record {number}", record) for number, record in enumerate(stream_json_list(annotations)))
-        super().__init__([Path(annotations)], images, "conversations 2", lambda: usable(records, _row))
+        path = Path(annotations)
+        super().__init__([path], images, "conversations 3", lambda: _rows(path))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -48,6 +49,12 @@ class Conversations(Records):
         first = min(shown, default=0)
         turns[first] = Turn(f"{IMAGE}\n{turns[first].question}", turns[first].answer)
         return Conversation(id, str(self.images / take(record, "image", str, what)), tuple(turns))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".jsonl":
+        return usable(json_lines(path), lambda line, what: _row(parse_line(line, what), what))
+    return usable(((f"record {number}", record) for number, record in enumerate(stream_json_list(path))), _row)
 
 
 def _row(record: Any, what: str) -> dict[str, Any]:

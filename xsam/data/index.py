@@ -158,6 +158,22 @@ def stream_json_list(path: str | Path) -> Iterator[Any]:
         raise UserError(f"{path}: is not UTF-8 somewhere after character {read}; {ANEW}") from None
 
 
+def json_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, each after its name in messages; `parse_line` reads one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path.name}, line {number}", line
+
+
+def parse_line(line: bytes, what: str) -> Any:
+    """Raises BadSample where it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{what}: not valid JSON ({error})") from None
+
+
 def unique(name: str, number: int, seen: set[str]) -> str:
     """`name`, or with the record's number where an earlier record has it already; `seen` learns it."""
     while name in seen:

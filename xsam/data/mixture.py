@@ -79,7 +79,8 @@ class Mixture:
         for option, values in {"multipliers": multipliers, "caps": caps}.items():
             for name, value in values.items():
                 if name not in sources:
-                    raise UserError(f"mixture.{option}: no source {name}; there is: {', '.join(sources)}")
+                    there = "give data=FILE" if name == "own" else f"there is: {', '.join(sources)}"
+                    raise UserError(f"mixture.{option}: no source {name}; {there}")
                 if not value > 0:
                     raise UserError(f"mixture.{option}.{name}={value}: give more than 0, or remove the source")
         self.sources, self.contrast, self.bad_samples = dict(sources), contrast, bad_samples

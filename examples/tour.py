@@ -26,9 +26,13 @@ image, folder = options.image, options.folder
 folder.mkdir(parents=True, exist_ok=True)
 
 
+kept = {}
+
+
 def keep(name, result):
     """Write the picture and say what is in it."""
     result.save(folder / f"{name}.png")
+    kept[name] = result
     found = ", ".join(f"{one.label} {one.score:.2f}" for one in result.found)
     print(f"{name:12}{1000 * result.seconds:6.0f} ms  {result.text or ''}  {found or 'nothing found'}")
     return result
@@ -47,9 +51,9 @@ keep("semantic", model.segment(image, things + stuff, kind="semantic"))
 # Words: an expression, a question that names nothing, and the reason for its answer.
 keep("refer", model.refer(image, "the blue ring"))
 keep("absent", model.refer(image, "the red star", score=0.5))  # below the score it counts as absent
-keep("several", model.refer(image, "all shapes", several=True))
-keep("reason", model.reason(image, "the shape with three corners"))
-keep("explain", model.reason(image, "the shape with three corners", explain=True))
+keep("several", model.refer(image, "the two triangles", several=True))
+keep("reason", model.reason(image, "the shape with four equal sides"))
+keep("explain", model.reason(image, "the shape with four equal sides", explain=True))
 
 # Text with masks, and text alone.
 keep("describe", model.describe(image))
@@ -86,6 +90,16 @@ pixels = panoptic.image
 pictures = [Path(image), Image.fromarray(pixels), pixels, torch.from_numpy(pixels).permute(2, 0, 1)]
 for number, result in enumerate(model.refer(pictures, "the blue ring")):
     keep(f"batch_{number}", result)
+
+# One picture of one question of each kind.
+shown = ("panoptic", "refer", "several", "reason", "describe", "chat", "point", "cross_image")
+pictures = [kept[name].picture(side=384) for name in shown]
+width, height = (max(size) for size in zip(*(picture.size for picture in pictures)))
+sheet = Image.new("RGB", (4 * (width + 16) - 16, 2 * (height + 16) - 16), "white")
+for number, picture in enumerate(pictures):
+    row, column = divmod(number, 4)
+    sheet.paste(picture, (column * (width + 16), row * (height + 16)))
+sheet.save(folder / "tour.png")
 
 # What other tools read.
 print("masks", panoptic.masks.shape, "boxes", panoptic.boxes.shape, "labels", panoptic.labels)

@@ -31,7 +31,7 @@ def test_tour(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     folder = tmp_path / "tour"
     monkeypatch.setattr(sys, "argv", ["tour.py", str(folder), "--checkpoint", str(tmp_path / "run")])
     runpy.run_path("examples/tour.py", run_name="__main__")
-    assert {path.stem for path in folder.glob("*.png")} == {*CALLS, "panoptic_ids"}
+    assert {path.stem for path in folder.glob("*.png")} == {*CALLS, "panoptic_ids", "tour"}
     assert {json.dumps(json.loads(path.read_text()))[0] for path in folder.glob("*.json")} == {"{"}
     assert all(Image.open(path).width >= 96 for path in folder.glob("*.png"))
     assert "streamed" in capsys.readouterr().out

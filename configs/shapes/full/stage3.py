@@ -9,7 +9,7 @@ with read_base():
     from ..stage3 import *
 
 mixture["multipliers"] = dict(
-    panoptic=0.4, vocabulary=0.5, refer=1.0, grefer=0.6, reason=0.4, gcg_grandf=0.35, gcg_refcocog=0.35,
-    gcg_flickr=0.35, vgd=0.4, interactive=0.4, chat=1.0, captions=0.5,
+    panoptic=0.3, vocabulary=0.4, refer=2.4, grefer=1.0, reason=0.3, gcg_grandf=0.4, gcg_refcocog=0.4,
+    gcg_flickr=0.4, vgd=0.25, interactive=0.25, chat=0.8, captions=0.3,
 )  # fmt: skip
 stage.update(init_from=["runs/shapes/full/stage1", "runs/shapes/full/stage2"], lr=1e-3, steps=7000)

@@ -94,7 +94,7 @@ for number, result in enumerate(model.refer(pictures, "the blue ring")):
 # One picture of one question of each kind.
 shown = ("panoptic", "refer", "several", "reason", "describe", "chat", "point", "cross_image")
 pictures = [kept[name].picture(side=384) for name in shown]
-width, height = (max(size) for size in zip(*(picture.size for picture in pictures)))
+width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
 sheet = Image.new("RGB", (4 * (width + 16) - 16, 2 * (height + 16) - 16), "white")
 for number, picture in enumerate(pictures):
     row, column = divmod(number, 4)

@@ -57,7 +57,8 @@ def load(
         checkpoint: a run folder, another file of weights, or a hub name; "random" asks for random weights.
         config_path, overrides: the config to build, by default that of the checkpoint's folder, and its changes.
         new: patterns of what may be missing in the checkpoint, and is random then.
-        dtype, bits: of the weights, by default as they are; of the language model's alone, 8 or 4 (`quantize`).
+        dtype, bits: of the weights, by default as they are, but float32 on a CPU where they are float16; of the
+            language model's alone, 8 or 4 (`quantize`).
         compile: modules for torch.compile."""
     config = config_of(checkpoint, config_path, overrides)
     processor = configs.build(config["processor"])
@@ -70,11 +71,14 @@ def load(
             adapters=lora.of_config(configs.load(stored)) if (stored := fetch(checkpoint) / STORED).is_file() else None,
         )  # fmt: skip
         say(str(report))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None and device == "cpu" and next(model.parameters()).dtype == torch.float16:
+        dtype = torch.float32  # CPUs have no fast float16
     model.to(dtype=dtype)
     if bits and model.llm is not None:
         quantize(model.llm, bits)
     compile_parts(model, compile)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor, config
+    return model.to(device).eval(), processor, config
 
 
 def config_of(checkpoint: str, config_path: str = "", overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .structures import BadSample, UserError
 
+DTYPES = ("float32", "bfloat16", "float16")
 FULL = "`xsam doctor CONFIG` computes what fits and names the overrides; docs/troubleshooting.md has more"
 
 Parser = argparse.ArgumentParser
@@ -100,7 +101,7 @@ def _add_main_verbs(verb: Callable[..., Parser]) -> None:
     predict("--reference", default="", metavar="IMAGE", help="ground: where the visual prompts lie, if elsewhere")
     predict("--out", type=Path, default=Path("predictions"), help="folder of the overlays and masks")
     predict("--json", action="store_true", help="print the results as JSON")
-    predict("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; default: as stored")
+    predict("--dtype", choices=DTYPES, help="of the weights; default: as stored")
     predict("--bits", type=int, default=0, choices=(4, 8), help="of the language model's weights")
     predict("--compile", nargs="+", default=[], metavar="MODULE", help="for torch.compile, as seg_encoder llm")
 
@@ -138,6 +139,7 @@ def _add_other_verbs(verb: Callable[..., Parser]) -> None:
     convert("--to", choices=("xsam", "official", "hf"), required=True, help="layout to write")
     convert("--config", default="", help="config of the model; default: stored in SRC, else Phi-3's")
     convert("--tokenizer", default="", help="folder of the tokenizer; default: the one in SRC")
+    convert("--dtype", choices=DTYPES, help="precision of the weights; default: their own")
     convert("--overwrite", action="store_true", help="replace DST where it exists")
 
     example = "xsam doctor configs/finetune/lora.py --gpus 1 --memory 24"
@@ -224,17 +226,14 @@ def _evaluate(options: Options) -> int:
 
 
 def _predict(options: Options) -> None:
-    import torch
-
     from .api import XSam, embedded_model, load
     from .apps.predict import predict
 
     options.checkpoint = options.checkpoint or str(embedded_model())
-    dtype = getattr(torch, options.dtype) if options.dtype else None
     with redirect_stdout(sys.stderr if options.json else sys.stdout):  # what was loaded
         model, processor, config = load(
-            options.checkpoint, options.config, options.overrides, new=options.new, dtype=dtype, bits=options.bits,
-            compile=options.compile,
+            options.checkpoint, options.config, options.overrides, new=options.new, dtype=_dtype(options),
+            bits=options.bits, compile=options.compile,
         )  # fmt: skip
     predict(
         XSam(model, processor), config, options.image, options.task, options.out, as_json=options.json,
@@ -268,8 +267,14 @@ def _data(options: Options) -> int:
 def _convert(options: Options) -> None:
     from .checkpoints.convert import convert
 
-    paths = {"config": options.config, "tokenizer": options.tokenizer}
-    print(convert(options.source, options.target, options.to, overwrite=options.overwrite, **paths))
+    given = {"config": options.config, "tokenizer": options.tokenizer, "overwrite": options.overwrite}
+    print(convert(options.source, options.target, options.to, dtype=_dtype(options), **given))
+
+
+def _dtype(options: Options) -> Any:
+    import torch
+
+    return getattr(torch, options.dtype) if options.dtype else None
 
 
 def _doctor(options: Options) -> int:

@@ -272,6 +272,16 @@ def test_from_the_command_line(released, tmp_path, capsys) -> None:
         assert "classifier.logit_scale" in file.keys()  # noqa: SIM118
 
 
+def test_another_precision_is_written_and_a_cpu_computes_in_float32(released, alive, world, tmp_path) -> None:
+    options = ["--config", str(STAGE3), "--tokenizer", f"{world}/base", "--dtype", "float16"]
+    assert main(["convert", str(released), str(tmp_path / "half"), "--to", "xsam", *options]) == 0
+    same(load_file(tmp_path / "half/model.safetensors"), {n: t.half() for n, t in alive.items()})
+    loaded = XSam.from_pretrained(tmp_path / "half", device="cpu").model
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    asked = XSam.from_pretrained(tmp_path / "half", device="cpu", dtype=torch.float16).model
+    assert {p.dtype for p in asked.parameters()} == {torch.float16}
+
+
 MEASURE = """
 import sys, threading
 from xsam.checkpoints.convert import convert

@@ -1,4 +1,4 @@
-"""`xsam convert`: one checkpoint in another layout, the same tensors bit for bit.
+"""`xsam convert`: one checkpoint in another layout, the same tensors bit for bit unless another precision is asked for.
 
 Tensors go from file to file by name alone. Nothing is visible under the target's name until it is complete."""
 
@@ -38,8 +38,9 @@ Tensors = dict[str, Tensor]
 
 
 def convert(
-    source: str | Path, target: str | Path, to: str, *, config: str = "", tokenizer: str = "", overwrite: bool = False
-) -> str:
+    source: str | Path, target: str | Path, to: str, *, config: str = "", tokenizer: str = "",
+    dtype: torch.dtype | None = None, overwrite: bool = False,
+) -> str:  # fmt: skip
     """Write `source` to `target`; returns what was done, for the user to read.
 
     Args:
@@ -47,6 +48,7 @@ def convert(
         target: a folder, or with `to="official"` a `.bin` or `.safetensors` file.
         to: "xsam", "official" or "hf".
         config, tokenizer: by default those stored in `source`, else the shipped config of the file's stage.
+        dtype: of the weights written, by default their own.
 
     UserError: unreadable source, unknown tensor, tokenizer of another size, target that exists or cannot be written."""
     source, target = fetch(source), Path(target)
@@ -58,6 +60,10 @@ def convert(
     if "model" not in (settings := configs.load(path)):
         raise UserError(f"{path}: describes no model of X-SAM; give --config")
     tensors = lora.merge(tensors, settings)
+    if dtype:
+        tensors, unused = (
+            {n: t.to(dtype) if t.is_floating_point() else t for n, t in some.items()} for some in (tensors, unused)
+        )
     settings.get("stage", {}).pop("lora", None)
     count = f"{target}: {len(tensors)} tensors"
     if to == "official":

@@ -19,10 +19,8 @@ from gradio import processing_utils
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from xsam.api import XSam
-from xsam.config import data_root
-from xsam.data.coco import clean_name
-from xsam.data.records import read_json
+from xsam import config as configs
+from xsam.api import EMBEDDED, XSam
 from xsam.structures import BadSample, UserError
 
 from . import app as web
@@ -39,7 +37,6 @@ HEADERS = {  # also where gradio's page asks for fonts and scripts from elsewher
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-EXAMPLES = 8
 
 Image = Annotated[str, Field(max_length=BODY, description="An image file in base64: JPEG, PNG, WebP or BMP.")]
 Name = Annotated[str, Field(min_length=1, max_length=web.WORDS)]
@@ -180,10 +177,7 @@ def serve(model: XSam, host: str, port: int) -> None:
 
 
 def embedded_examples() -> web.Examples:
-    """Images and names of the embedded world where it is prepared."""
-    world = data_root() / "shapes"
-    if not (world / "prepared.json").is_file():
+    """Images of the embedded world and the names that its model knows, where they are."""
+    if not (folder := configs.data_root() / EMBEDDED).is_dir():
         return web.Examples()
-    rows = read_json(world / "annotations" / "panoptic_val.json")["categories"]
-    things, stuff = ([clean_name(row["name"]) for row in rows if row["isthing"] == kind] for kind in (1, 0))
-    return web.Examples(sorted((world / "val").glob("*.jpg"))[:EXAMPLES], things, stuff)
+    return web.Examples(sorted((folder.parent / "examples").glob("*.jpg")), **configs.load(folder)["categories"])

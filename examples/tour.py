@@ -2,7 +2,7 @@
 
     python examples/tour.py [FOLDER] [--checkpoint RUN] [--image FILE] [--other FILE]
 
-The pictures go to FOLDER. The images are of the embedded world; `xsam data prepare shapes` makes it."""
+The pictures go to FOLDER. The images are of the embedded world."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ from PIL import Image
 from xsam import XSam
 from xsam.config import data_root
 
-val = data_root() / "shapes/val"
+images = data_root() / "shapes/examples"
 options = argparse.ArgumentParser(description="every call of the Python API")
 options.add_argument("folder", nargs="?", type=Path, default=Path("tour"), help="of the pictures; default: tour/")
 options.add_argument("--checkpoint", default="", help="run folder or hub name; default: the embedded model")
-options.add_argument("--image", default=val / "1000003.jpg")
-options.add_argument("--other", default=val / "1000002.jpg", help="an image that is asked with a reference")
+options.add_argument("--image", default=images / "3.jpg")
+options.add_argument("--other", default=images / "2.jpg", help="an image that is asked with a reference")
 options = options.parse_args()
 image, folder = options.image, options.folder
 folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ sheet = Image.new("RGB", (4 * (width + 16) - 16, 2 * (height + 16) - 16), "white
 for number, picture in enumerate(pictures):
     row, column = divmod(number, 4)
     sheet.paste(picture, (column * (width + 16), row * (height + 16)))
-sheet.save(folder / "tour.png")
+sheet.save(folder / "tour.jpg", quality=90)
 
 # What other tools read.
 print("masks", panoptic.masks.shape, "boxes", panoptic.boxes.shape, "labels", panoptic.labels)

@@ -92,7 +92,7 @@ def test_overrides():
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("stages.lr=1", "unknown config key 'stages'; there is: benchmarks, criterion"),
+        ("stages.lr=1", "unknown config key 'stages'; there is: benchmarks, categories, criterion"),
         ("model.seg_encoder.wide.x=1", "unknown config key 'model.seg_encoder.wide'"),
         (
             "benchmarks.coco_panoptic.metric=x",

@@ -106,7 +106,8 @@ def home(world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("data/shapes").mkdir(parents=True)
     for path in world.iterdir():
         Path("data/shapes", path.name).symlink_to(path if path.name != "base" else ROOT / "data/shapes/base")
-    Path("data/shapes/model").symlink_to(tmp_path / "runs/shapes/stage3")
+    for name in ("model", "examples"):
+        Path("data/shapes", name).symlink_to(ROOT / "data/shapes" / name)
     monkeypatch.setattr(sys, "argv", ["own_data.py", "data/own", "6", "3"])
     runpy.run_path("examples/own_data.py", run_name="__main__")
     for name, path in {"my": "", "train": "train", "val": "val"}.items():

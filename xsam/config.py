@@ -14,7 +14,7 @@ from .data import own
 from .data.records import read_json
 from .structures import UserError
 
-KEYS = ("model", "processor", "criterion", "mixture", "benchmarks", "stage")
+KEYS = ("model", "processor", "criterion", "mixture", "benchmarks", "categories", "stage")
 
 
 def data_root() -> Path:

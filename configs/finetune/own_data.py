@@ -15,7 +15,7 @@ benchmarks = {}  # `val=FILE` is the benchmark `own`
 
 stage = dict(
     name="finetune",
-    init_from=["runs/shapes/stage3"],
+    init_from=["data/shapes/model"],
     frozen=["vision_encoder", "projector", "seg_projector"],
     lora=dict(modules=["llm", "seg_encoder.layers"], rank=16, alpha=32, dropout=0.05),  # the stem learns as it is
     lr=1e-3,

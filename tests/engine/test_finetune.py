@@ -109,7 +109,7 @@ def test_two_ranks_equal_one(tuned, zero, tmp_path):
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
 
 
-STAGE3 = Path("runs/shapes/stage3")
+MODEL = Path("data/shapes/model")
 OLD = (
     ("shapes_panoptic", "PQ"),
     ("shapes_semantic", "mIoU"),
@@ -119,14 +119,14 @@ OLD = (
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (STAGE3 / "model.safetensors").is_file(), reason="`make shapes` has not been run")
+@pytest.mark.skipif(not Path("data/shapes/prepared.json").is_file(), reason="`xsam data prepare shapes` was not run")
 def test_a_new_class_is_learnt_and_the_old_ones_are_kept(tmp_path):
     own = tmp_path / "own"
     subprocess.run([sys.executable, "examples/own_data.py", own], check=True)
     given = [f"data={own}/train.json", f"val={own}/val.json"]
     config, scores = "configs/finetune/own_data_mixed.py", []
     assert main(["train", config, "--work-dir", str(tmp_path / "tuned"), *given]) == 0
-    for checkpoint in (STAGE3, tmp_path / "tuned"):
+    for checkpoint in (MODEL, tmp_path / "tuned"):
         out = tmp_path / f"eval_{checkpoint.name}"
         rows = ["own", *(name for name, _ in OLD)]
         command = [

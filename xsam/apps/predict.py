@@ -33,7 +33,7 @@ def predict(
     `out/STEM_panoptic.png`; a stem that is not the first of its kind is numbered.
 
     Args:
-        config: gives the category names where `prompt` names none, from its first generic benchmark.
+        config: gives the names where `prompt` has none: its `categories`, else those of its first generic benchmark.
         images: files, folders and patterns.
         as_json: print a list of `Result.to_json` with the "picture", not a line for each image.
         given: of `OPTIONS`; a prompt for segments is "things, .. ; stuff, ..", for "ground" the names of regions."""
@@ -99,6 +99,8 @@ def _categories(config: dict[str, Any], prompt: str) -> list[list[str]]:
     if prompt:
         things, _, stuff = prompt.partition(";")
         return [_names(things), _names(stuff)]
+    if "categories" in config:
+        return [config["categories"]["things"], config["categories"]["stuff"]]
     for node in config["benchmarks"].values():
         if node["type"].endswith(".GenericSegmentation"):
             task: Any = build(node)

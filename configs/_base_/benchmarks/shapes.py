@@ -50,6 +50,10 @@ _vgd = dict(
 )
 _prompts = ("point", "scribble", "box", "mask")
 
+categories = dict(  # what predict and demo ask for where nothing else is named
+    things=["circle", "square", "triangle", "star", "ring", "cross"], stuff=["sky", "grass", "sand", "water"]
+)
+
 benchmarks = dict(
     shapes_panoptic=dict(**_panoptic, metric="panoptic"),
     shapes_instance=dict(**_panoptic, metric="instance"),

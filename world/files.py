@@ -37,17 +37,18 @@ def prepare(root: str | Path, *, train: int = 5000, val: int = 150, seed: int = 
     GranD-f, COCO-VGD, COCO-Interactive and LLaVA files; of "novel", as many as of val, panoptic files alone. Does
     nothing where it is there with the same arguments; an interrupted run is started over."""
     root, stamp = Path(root), Path(root) / "prepared.json"
-    arguments = json.dumps({"version": 8, "train": train, "val": val, "seed": seed, "size": size})
+    arguments = json.dumps({"version": 9, "train": train, "val": val, "seed": seed, "size": size})
     if stamp.exists() and stamp.read_text() == arguments:
         return
     stamp.unlink(missing_ok=True)
     shutil.rmtree(root / "reason", ignore_errors=True)  # its reader takes whatever lies there
-    refer: Json = {"images": [], "annotations": [], "refs": [], "grefs": []}
+    refer: Json = {"images": [], "annotations": [], "refs": [], "relations": [], "grefs": []}
     for split, count in (("train", train), ("val", val), ("novel", val)):
         for name, rows in _write_split(root, split, count, seed, size).items():
             refer[name] += rows
     _write_json(root / "refer/instances.json", _coco(refer["images"], refer["annotations"], THINGS))
     (root / "refer/refs(shapes).p").write_bytes(pickle.dumps(refer["refs"], protocol=2))
+    (root / "refer/refs(relations).p").write_bytes(pickle.dumps(refer["relations"], protocol=2))
     _write_json(root / "refer/grefs(shapes).json", refer["grefs"])
     stamp.write_text(arguments)
 
@@ -93,6 +94,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         looks = [{"colour": thing.colour, "texture": thing.texture, "size": thing.size} for thing in scene.things]
         rows["annotations"] += [a | {"attributes": look} for a, look in zip(annotations, looks, strict=True)]
         rows["refs"] += _refs(scene, annotations, split)
+        rows["relations"] += _relations(scene, annotations) if split == "train" else []
         rows["grefs"] += _grefs(scene, annotations, split, photo)
         record = {"id": f"{split}-{name}", "image": photo}
         request, text, phrases = shapes.caption(scene)
@@ -127,7 +129,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         _write_json(root / "gcg/val_gcg_coco_mask_gt.json", truth)
         _write_json(root / "gcg/val_gcg_coco_caption_gt.json", {"images": images, "annotations": rows["grounded"]})
     images = [image | {"file_name": f"{split}/{image['file_name']}"} for image in images]
-    return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "grefs")}
+    return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "relations", "grefs")}
 
 
 def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -154,13 +156,28 @@ def _refs(scene: Scene, annotations: list[Json], split: str) -> list[Json]:
         kind = next((k for k in KINDS[first:] + KINDS[:first] if found[k]), "")
         if not kind:
             continue
-        sentences = _sentences(annotation["id"] * 10, rng.permutation(found[kind])[: rng.integers(1, 4)].tolist())
-        refs.append({
-            "image_id": annotation["image_id"], "category_id": annotation["category_id"], "ref_id": annotation["id"],
-            "ann_id": annotation["id"], "split": split, "kind": kind, "sentences": sentences,
-            "sent_ids": [sentence["sent_id"] for sentence in sentences],
-        })  # fmt: skip
+        texts = rng.permutation(found[kind])[: rng.integers(1, 4)].tolist()
+        refs.append(_ref(annotation, annotation["id"], split, kind, texts))
     return refs
+
+
+def _relations(scene: Scene, annotations: list[Json]) -> list[Json]:
+    """More of what takes comparing: a ref of up to three relations, and one of superlatives, for each thing."""
+    rng, refs = shapes.generator(scene.key, "relations"), []
+    for annotation, found in zip(annotations, shapes.expressions(scene), strict=True):
+        for number, kind in enumerate(KINDS[1:], start=1):
+            if texts := rng.permutation(found[kind])[:3].tolist():
+                refs.append(_ref(annotation, annotation["id"] * 10 + number, "train", kind, texts))
+    return refs
+
+
+def _ref(annotation: Json, ref_id: int, split: str, kind: str, texts: list[str]) -> Json:
+    sentences = _sentences(ref_id * 10, texts)
+    return {
+        "image_id": annotation["image_id"], "category_id": annotation["category_id"], "ref_id": ref_id,
+        "ann_id": annotation["id"], "split": split, "kind": kind, "sentences": sentences,
+        "sent_ids": [sentence["sent_id"] for sentence in sentences],
+    }  # fmt: skip
 
 
 def _grefs(scene: Scene, annotations: list[Json], split: str, file_name: str) -> list[Json]:

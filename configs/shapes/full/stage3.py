@@ -1,4 +1,5 @@
-"""Stage 3 of the full recipe. Differs from the quick one in its length and in the shares of the sources.
+"""Stage 3 of the full recipe. Differs from the quick one in its length and in the shares of the sources, and has one
+more: expressions that take comparing are learnt by practice (docs/shapes.md).
 
 xsam train configs/shapes/full/stage3.py
 """
@@ -8,8 +9,10 @@ from mmengine.config import read_base
 with read_base():
     from ..stage3 import *
 
+_refer = mixture["sources"]["refer"]
+mixture["sources"]["relations"] = dict(_refer, data=dict(_refer["data"], refs="data/shapes/refer/refs(relations).p"))
 mixture["multipliers"] = dict(
-    panoptic=0.3, vocabulary=0.4, refer=2.4, grefer=1.0, reason=0.3, gcg_grandf=0.4, gcg_refcocog=0.4,
+    panoptic=0.3, vocabulary=0.4, refer=1.2, relations=1.6, grefer=1.0, reason=0.3, gcg_grandf=0.4, gcg_refcocog=0.4,
     gcg_flickr=0.4, vgd=0.25, interactive=0.25, chat=0.8, captions=0.3,
 )  # fmt: skip
 stage.update(init_from=["runs/shapes/full/stage1", "runs/shapes/full/stage2"], lr=1e-3, steps=7000)

@@ -93,6 +93,7 @@ def test_panoptic_files_fit_each_other(run, images, tmp_path, capsys):
     assert predict(run, "--image", *images, "--out", tmp_path / "out", *asked) == 0
     for name in ("x", "x_2"):
         coco = COCO(tmp_path / f"out/{name}.json")
+        assert len(coco.anns) > 1  # the score of 0 was taken
         ids = read_panoptic_png(tmp_path / f"out/{name}_panoptic.png")
         assert sorted({*ids.ravel().tolist()} - {0}) == sorted(coco.anns)
         for number, row in coco.anns.items():

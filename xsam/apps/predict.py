@@ -38,7 +38,7 @@ def predict(
         as_json: print a list of `Result.to_json` with the "picture", not a line for each image.
         given: of `OPTIONS`; a prompt for segments is "things, .. ; stuff, ..", for "ground" the names of regions."""
     paths = _files(images)
-    given = {name: value for name, value in given.items() if value not in (None, "", [], False)}
+    given = {name: value for name, value in given.items() if value is not False and value not in (None, "", [])}
     ask = _question(predictor, config, task, given)
     if any(Path(path).resolve().parent == out.resolve() for path in paths):
         raise UserError(f"{out} holds the images; give another folder as --out")

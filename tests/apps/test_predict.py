@@ -88,12 +88,21 @@ def test_masks_and_references_are_files(run, images, tmp_path, capsys):
     assert answers[1] != answers[2]
 
 
-def test_panoptic_files_fit_each_other(run, images, tmp_path, capsys):
-    asked = ["--prompt", "circle, star; sky, grass", "--score", "0"]
-    assert predict(run, "--image", *images, "--out", tmp_path / "out", *asked) == 0
+def test_a_score_of_0_leaves_nothing_out(images, tmp_path, capsys):
+    counts = []
+    for score in ([], ["--score", "0"]):
+        common = ["--image", images[0], "--task", "instance", "--out", tmp_path / "out", "--json"]
+        assert predict("data/shapes/model", *common, *score) == 0
+        counts.append(len(json.loads(capsys.readouterr().out)[0]["found"]))
+    assert 0 < counts[0] < counts[1]
+
+
+def test_panoptic_files_fit_each_other(images, tmp_path, capsys):
+    asked = ["--prompt", "circle, star; sky, grass"]
+    assert predict("data/shapes/model", "--image", *images, "--out", tmp_path / "out", *asked) == 0
     for name in ("x", "x_2"):
         coco = COCO(tmp_path / f"out/{name}.json")
-        assert len(coco.anns) > 1  # the score of 0 was taken
+        assert coco.anns
         ids = read_panoptic_png(tmp_path / f"out/{name}_panoptic.png")
         assert sorted({*ids.ravel().tolist()} - {0}) == sorted(coco.anns)
         for number, row in coco.anns.items():

@@ -24,8 +24,6 @@ options.add_argument("--other", default=images / "2.jpg", help="an image that is
 options = options.parse_args()
 image, folder = options.image, options.folder
 folder.mkdir(parents=True, exist_ok=True)
-
-
 kept = {}
 
 
@@ -93,12 +91,12 @@ for number, result in enumerate(model.refer(pictures, "the blue ring")):
 
 # One picture of one question of each kind.
 shown = ("panoptic", "refer", "several", "reason", "describe", "chat", "point", "cross_image")
-pictures = [kept[name].picture(side=384) for name in shown]
-width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+tiles = [kept[name].picture(side=384) for name in shown]
+width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
 sheet = Image.new("RGB", (4 * (width + 16) - 16, 2 * (height + 16) - 16), "white")
-for number, picture in enumerate(pictures):
+for number, tile in enumerate(tiles):
     row, column = divmod(number, 4)
-    sheet.paste(picture, (column * (width + 16), row * (height + 16)))
+    sheet.paste(tile, (column * (width + 16), row * (height + 16)))
 sheet.save(folder / "tour.jpg", quality=90)
 
 # What other tools read.

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from xsam.config import data_root
+from xsam.engine import results
 
 from . import shapes
 
@@ -45,14 +46,10 @@ CURVES = (
 )  # fmt: skip
 
 
-def read(folder: str | Path) -> dict[str, Any]:
-    """The benchmarks of a results.json by name."""
-    return json.loads((Path(folder) / "results.json").read_text())["benchmarks"]
-
-
 def metric(found: Mapping[str, Any], row: str) -> float:
+    """The figure of a row of a `results.json`; NaN where it was not scored."""
     benchmark, name = ROWS[row]
-    value = found.get(benchmark, {}).get("metrics", {}).get(name)
+    value = found["benchmarks"].get(benchmark, {}).get("metrics", {}).get(name)
     return float("nan") if value is None else float(value)
 
 
@@ -75,11 +72,11 @@ def described(kind: str) -> float:
 def table(columns: Mapping[str, Sequence[str]]) -> str:
     """Markdown: mean over the seeds and, with several, half of what lies between the lowest and the highest; last the
     blind answers that the evaluation scores, and behind a semicolon `described`."""
-    found = {name: [read(folder) for folder in folders] for name, folders in columns.items()}
+    found = {name: [results.read(Path(folder)) for folder in folders] for name, folders in columns.items()}
     lines = [f"| val split | {' | '.join(found)} | blind |", f"|---|{'---:|' * (len(found) + 1)}"]
     for row, (benchmark, name) in ROWS.items():
         cells = [_spread([metric(one, row) for one in seeds]) for seeds in found.values()]
-        baselines = next(iter(found.values()))[0].get(benchmark, {}).get("baselines", {})
+        baselines = next(iter(found.values()))[0]["benchmarks"].get(benchmark, {}).get("baselines", {})
         blind = " / ".join(f"{known[name]:.0f}" for known in baselines.values() if known.get(name) is not None)
         blind += f"; {described(name[7:]):.0f}" if name.endswith(("_relation", "_superlative")) else ""
         lines.append(f"| {row} | {' | '.join(cells)} | {blind} |")
@@ -95,7 +92,9 @@ def curves(out: str, run: str) -> None:
     """Metrics of the evaluated states by step, and the loss of each source."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     metrics, losses = figure.subplots(1, 2)
-    states = sorted((int(path.name.removeprefix("step_")), read(path)) for path in Path(run).glob("curve/step_*"))
+    states = sorted(
+        (int(path.name.removeprefix("step_")), results.read(path)) for path in Path(run).glob("curve/step_*")
+    )
     for row in CURVES:
         metrics.plot([step for step, _ in states], [metric(found, row) for _, found in states], marker="o", label=row)
     metrics.set(xlabel="step of stage 3", ylabel="val, per cent", ylim=(0, 100))

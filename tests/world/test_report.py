@@ -17,7 +17,7 @@ def write(folder, **metrics):
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    """The first val scene with two things of one look and a third; and its data folder with one expression of each kind."""
+    """A data folder with two expressions about the first val scene that has three things of one look."""
     monkeypatch.setenv("XSAM_DATA", str(tmp_path))
     index, scene = next(
         (i, s) for i in range(99) if 3 in map(len, shapes.fits(s := shapes.compose(0, "val", i)).values())

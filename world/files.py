@@ -5,8 +5,11 @@ import pickle
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain, product
+from multiprocessing import Pool
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 import numpy as np
@@ -66,51 +69,20 @@ def _coco(images: list[Json], annotations: list[Json], names: Mapping[str, int])
 
 
 def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> dict[str, list[Json]]:
-    """Write one split; returns its rows of the files that hold all splits."""
+    """Write one split, its scenes on all cores; returns its rows of the files that hold all splits."""
     rows: Rows = defaultdict(list)
     novel = split == "novel"
     for folder in (split, f"panoptic_{split}", *(() if novel else (f"semantic_{split}", f"reason/{split}"))):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(count), desc=f"{root}: {split}", unit="image"):
-        scene, image_id = shapes.compose(seed, split, index, size), SPLITS[split] * 1_000_000 + index + 1
-        name, photo = f"{image_id:07d}", f"{split}/{image_id:07d}.jpg"
-        Image.fromarray(shapes.render(scene)).save(root / photo, quality=95, subsampling=0)
-        names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
-        ids = 1 + 1_234_567 * np.arange(len(names))  # these use all three bytes of the PNG
-        named = enumerate(zip(ids.tolist(), names, strict=True))
-        segments = [segment_row(id, CATEGORIES[kind], scene.ids == number) for number, (id, kind) in named]
-        write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids[scene.ids])
-        image = {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size}
-        rows["images"].append(image)
-        rows["panoptic"].append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
-        kinds = [PAIRS[thing.shape, thing.colour] for thing in scene.things] + [STUFF[name] for name in names[-2:]]
-        paired = [s | {"category_id": kind} for s, kind in zip(segments, kinds, strict=True)]
-        rows["pairs"].append(rows["panoptic"][-1] | {"segments_info": paired})
-        if novel:
-            continue
-        places = np.array([list(CATEGORIES).index(kind) for kind in names], np.uint8)
-        Image.fromarray(places[scene.ids]).save(root / f"semantic_{split}" / f"{name}.png")
-        annotations = _instance_annotations(scene, image_id)
-        looks = [{"colour": thing.colour, "texture": thing.texture, "size": thing.size} for thing in scene.things]
-        rows["annotations"] += [a | {"attributes": look} for a, look in zip(annotations, looks, strict=True)]
-        rows["refs"] += _refs(scene, annotations, split)
-        rows["relations"] += _relations(scene, annotations) if split == "train" else []
-        rows["grefs"] += _grefs(scene, annotations, split, photo)
-        record = {"id": f"{split}-{name}", "image": photo}
-        request, text, phrases = shapes.caption(scene)
-        rows["captions"].append(record | {"conversations": _llava([(request, text), *shapes.descriptions(scene)])})
-        rows["conversations"].append(record | {"conversations": _llava(shapes.questions(scene))})
-        groundings = [(a, b, [encode_rle(scene.ids == n) for n in numbers]) for a, b, numbers in phrases]
-        _add_grounded(rows, "val" if split == "val" else GRANDF[index % 3], image, text, groundings)
-        if split == "val" or index % 3 == 0:  # prompts take the most time, and these are many
-            prompted = [(a, drawn_prompts(scene.ids == n, a["id"], PROMPT_SCALE)) for n, a in enumerate(annotations)]
-            info = {"file_name": f"{name}.jpg", "image_id": image_id, "height": size, "width": size}
-            rows["vgd"].append(vgd_record(info, prompted))
-            if split == "train" or index % max(count // 20, 1) == 0:  # every object is a question of each kind
-                found = [a | {f"{k}_visual_prompt_mask": rle for k, rle in drawn.items()} for a, drawn in prompted]
-                rows["interactive"].append({"image": f"{name}.jpg", "image_info": image, "anns": found})
-        if split == "val" or index % max(count // REASONING, 1) == 0:
-            rows["reason/explanatory"] += _write_reason(root / f"reason/{split}", scene, name)
+    write = partial(_write_scene, root, split, count, seed, size)
+    with Pool(initializer=signal, initargs=(SIGINT, SIG_IGN)) as pool:  # Ctrl-C is for this process
+        scenes = pool.imap(write, range(count), chunksize=16)
+        for found in tqdm(scenes, total=count, desc=f"{root}: {split}", unit="image"):
+            for name, more in found.items():
+                rows[name] += more
+    for name, first in (("grounded", 0), ("masks", 1), ("flickr", 0)):
+        for number, row in enumerate(rows[name], start=first):
+            row["id"] = number
     images = rows["images"]
     pairs = {f"{colour} {shape}": id for (shape, colour), id in PAIRS.items() if ((shape, colour) in HELD_OUT) == novel}
     _write_json(root / f"annotations/panoptic_{split}.json", _coco(images, rows["panoptic"], CATEGORIES))
@@ -130,6 +102,51 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: int) -> di
         _write_json(root / "gcg/val_gcg_coco_caption_gt.json", {"images": images, "annotations": rows["grounded"]})
     images = [image | {"file_name": f"{split}/{image['file_name']}"} for image in images]
     return {"images": images} | {name: rows[name] for name in ("annotations", "refs", "relations", "grefs")}
+
+
+def _write_scene(root: Path, split: str, count: int, seed: int, size: int, index: int) -> Rows:
+    """Write the images of a scene; returns its rows of the annotation files."""
+    rows: Rows = defaultdict(list)
+    scene, image_id = shapes.compose(seed, split, index, size), SPLITS[split] * 1_000_000 + index + 1
+    name, photo = f"{image_id:07d}", f"{split}/{image_id:07d}.jpg"
+    Image.fromarray(shapes.render(scene)).save(root / photo, quality=95, subsampling=0)
+    names = [*(thing.shape for thing in scene.things), "sky", scene.ground]
+    ids = 1 + 1_234_567 * np.arange(len(names))  # these use all three bytes of the PNG
+    named = enumerate(zip(ids.tolist(), names, strict=True))
+    segments = [segment_row(id, CATEGORIES[kind], scene.ids == number) for number, (id, kind) in named]
+    write_panoptic_png(root / f"panoptic_{split}" / f"{name}.png", ids[scene.ids])
+    image = {"id": image_id, "file_name": f"{name}.jpg", "height": size, "width": size}
+    rows["images"].append(image)
+    rows["panoptic"].append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
+    kinds = [PAIRS[thing.shape, thing.colour] for thing in scene.things] + [STUFF[name] for name in names[-2:]]
+    paired = [s | {"category_id": kind} for s, kind in zip(segments, kinds, strict=True)]
+    rows["pairs"].append(rows["panoptic"][-1] | {"segments_info": paired})
+    if split == "novel":
+        return rows
+    places = np.array([list(CATEGORIES).index(kind) for kind in names], np.uint8)
+    Image.fromarray(places[scene.ids]).save(root / f"semantic_{split}" / f"{name}.png")
+    annotations = _instance_annotations(scene, image_id)
+    looks = [{"colour": thing.colour, "texture": thing.texture, "size": thing.size} for thing in scene.things]
+    rows["annotations"] += [a | {"attributes": look} for a, look in zip(annotations, looks, strict=True)]
+    rows["refs"] += _refs(scene, annotations, split)
+    rows["relations"] += _relations(scene, annotations) if split == "train" else []
+    rows["grefs"] += _grefs(scene, annotations, split, photo)
+    record = {"id": f"{split}-{name}", "image": photo}
+    request, text, phrases = shapes.caption(scene)
+    rows["captions"].append(record | {"conversations": _llava([(request, text), *shapes.descriptions(scene)])})
+    rows["conversations"].append(record | {"conversations": _llava(shapes.questions(scene))})
+    groundings = [(a, b, [encode_rle(scene.ids == n) for n in numbers]) for a, b, numbers in phrases]
+    _add_grounded(rows, "val" if split == "val" else GRANDF[index % 3], image, text, groundings)
+    if split == "val" or index % 3 == 0:  # prompts take the most time, and these are many
+        prompted = [(a, drawn_prompts(scene.ids == n, a["id"], PROMPT_SCALE)) for n, a in enumerate(annotations)]
+        info = {"file_name": f"{name}.jpg", "image_id": image_id, "height": size, "width": size}
+        rows["vgd"].append(vgd_record(info, prompted))
+        if split == "train" or index % max(count // 20, 1) == 0:  # every object is a question of each kind
+            found = [a | {f"{k}_visual_prompt_mask": rle for k, rle in drawn.items()} for a, drawn in prompted]
+            rows["interactive"].append({"image": f"{name}.jpg", "image_info": image, "anns": found})
+    if split == "val" or index % max(count // REASONING, 1) == 0:
+        rows["reason/explanatory"] += _write_reason(root / f"reason/{split}", scene, name)
+    return rows
 
 
 def _llava(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -232,14 +249,15 @@ def _outline(mask: np.ndarray) -> list[list[int]]:
 
 
 def _add_grounded(rows: Rows, kind: str, image: Json, text: str, phrases: list[tuple[int, int, list[RLE]]]) -> None:
-    """A caption in a layout of GranD-f; a phrase is [begin, end) of the text with the RLE of each mask."""
+    """A caption in a layout of GranD-f; a phrase is [begin, end) of the text with the RLE of each mask. Ids of
+    rows are left to `_write_split`, which knows how many there are."""
     name, image_id, size = image["file_name"], image["id"], {"height": image["height"], "width": image["width"]}
     masks = [(a, b, rle) for a, b, rles in phrases for rle in rles]
     if kind == "val":
-        about = {"id": len(rows["grounded"]), "image_id": image_id, "caption": text}
+        about = {"id": 0, "image_id": image_id, "caption": text}
         rows["grounded"].append(about | {"labels": [text[a:b] for a, b, _ in phrases]})
-        for n, (_, _, rle) in enumerate(masks, start=len(rows["masks"]) + 1):
-            rows["masks"].append({"id": n, "image_id": image_id, "category_id": 1, "segmentation": rle, "iscrowd": 0})
+        about = {"id": 0, "image_id": image_id, "category_id": 1}
+        rows["masks"] += [about | {"segmentation": rle, "iscrowd": 0} for _, _, rle in masks]
     elif kind == "grandf":
         found = {text[a:b]: {"token_positives": [a, b], "rle_masks": rles} for a, b, rles in phrases}
         rows["grandf"].append({"file_name": name, **size, "image_id": image_id, "caption": text, "groundings": found})
@@ -249,5 +267,5 @@ def _add_grounded(rows: Rows, kind: str, image: Json, text: str, phrases: list[t
         rows["refcocog"].append({str(image_id): about})
     else:
         rows["flickr_images"].append(image | {"caption": text})
-        for number, (a, b, rle) in enumerate(masks, start=len(rows["flickr"])):
-            rows["flickr"].append({"id": number, "image_id": image_id, "tokens_positive": [[a, b]], "sam_mask": rle})
+        about = {"id": 0, "image_id": image_id}
+        rows["flickr"] += [about | {"tokens_positive": [[a, b]], "sam_mask": rle} for a, b, rle in masks]

@@ -213,6 +213,22 @@ def test_every_expression_means_its_thing_and_no_other(world):
     assert min(kinds["relation"], kinds["superlative"]) > 0.1 * len(refs)
 
 
+def test_the_source_of_relations_has_only_what_takes_comparing_and_only_in_training(world):
+    refs = pickle.loads((world / "refer/refs(relations).p").read_bytes())
+    things = read_things(world)
+    assert {ref["kind"] for ref in refs} == {"relation", "superlative"}
+    assert {ref["split"] for ref in refs} == {"train"}
+    for ref in refs:
+        for sentence in ref["sentences"]:
+            assert understand(sentence["sent"], things[ref["image_id"]]) == (ref["kind"], [ref["ann_id"]])
+
+
+def test_rows_are_numbered_across_scenes(world):
+    for file, first in (("flickr_train", 0), ("val_gcg_coco_mask_gt", 1), ("val_gcg_coco_caption_gt", 0)):
+        numbers = [row["id"] for row in json.loads((world / f"gcg/{file}.json").read_text())["annotations"]]
+        assert numbers == list(range(first, first + len(numbers)))
+
+
 def test_every_answer_is_right():
     checked: Counter[str] = Counter()
     for index in range(80):

@@ -268,7 +268,7 @@ class XSam:
         assert self.model.llm is not None
         spliced, tags = self.model.splice(batch, features), self.processor.tag_ids
         answer, text, told = list[int](), "", 0
-        for token, _ in decode(self.model.llm, spliced, max_new_tokens, self.processor.stop_ids):
+        for token, _ in decode(self.model.llm, spliced, max_new_tokens, self.processor.stop_ids, tags):
             answer += [id for id in token.tolist() if id not in tags]
             text = self.processor.text(answer)
             if len(text) > told and not text.endswith("\ufffd"):

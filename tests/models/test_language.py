@@ -96,3 +96,24 @@ def test_last_hidden_state_is_after_the_final_norm(model_type: str) -> None:
     x = kept["before"]
     by_hand = x * (x.square().mean(-1, keepdim=True) + llm.config.rms_norm_eps).rsqrt() * llm.model.norm.weight
     torch.testing.assert_close(last, by_hand)
+
+
+@torch.no_grad()
+def test_an_answer_closes_what_it_opens_and_nothing_else() -> None:
+    """Beside a full forward pass for every token, whose choice among what is allowed it takes."""
+    llm, (seg, opening, closing), end = windowed(layers=2), (7, 8, 9), 2
+    llm.lm_head.weight[[seg, opening, closing, end]] *= 3  # or they would hardly come
+    spliced = prompt(llm, [LENGTH, 6, 13, 9])
+    tokens = torch.stack([t for t, _ in decode(llm, spliced, 25, (end,), (seg, opening, closing))], 1)
+    closed = 0
+    for embeds, length, answer in zip(spliced.embeds, spliced.lengths, tokens.tolist(), strict=True):
+        embeds, inside = embeds[None, :length], False
+        for token in answer:
+            logits = llm.lm_head(states(llm, embeds)[0, -1])
+            logits[[seg, opening, end] if inside else [closing]] = -torch.inf
+            assert token == logits.argmax()
+            inside, closed = token == opening or (inside and token != closing), closed + (token == closing)
+            if token == end:
+                break
+            embeds = torch.cat([embeds, llm.get_input_embeddings()(torch.tensor([[token]]))], 1)
+    assert closed > 0

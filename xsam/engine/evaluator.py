@@ -147,7 +147,7 @@ def answers(
     given: the answers that the samples have, or the most tokens of those to be generated, on the samples' prompts."""
     texts, hidden, encoded = given, None, [*encoded]
     if isinstance(texts, int):
-        said, hidden = model.generate(batch, texts, processor.stop_ids, features)
+        said, hidden = model.generate(batch, texts, processor.stop_ids, features, processor.tag_ids)
         texts = [processor.text(answer) for answer in said]
         for row, answer in enumerate(said):
             with suppress(BadSample):  # unbalanced tags: there is nothing to read masks from

@@ -92,25 +92,37 @@ def supervised_logits(llm: PreTrainedModel, hidden: Tensor, spliced: Spliced, la
 
 
 def decode(
-    llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor]]:
+    llm: PreTrainedModel, spliced: Spliced, max_new_tokens: int, stop_ids: tuple[int, ...],
+    tag_ids: tuple[int, int, int] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Greedy decoding with a key-value cache; yields step by step the next token of every row, int64[B], and the last
     states that came with it, float[B, t, C], at first of the prompt, then of the token before. A row that has produced
     a stop token goes on producing that token, and the loop ends when all rows have. Rows may differ in length: their
-    padding is moved to the left, since a sliding window counts places, and masked out."""
+    padding is moved to the left, since a sliding window counts places, and masked out.
+
+    tag_ids: of `<SEG>`, `<p>` and `</p>`, to keep answers well-formed: a phrase is closed before there is another, a
+    `<SEG>` or the end, and what was not opened is not closed."""
     (B, T, _), device = spliced.embeds.shape, spliced.embeds.device
     positions = torch.arange(T, device=device) - (T - spliced.lengths)[:, None]  # negative: padding
     mask, places = positions >= 0, positions.clamp(min=0)
     embeds = spliced.embeds[torch.arange(B, device=device)[:, None], positions % T]
     cache, stops = DynamicCache(config=llm.config), torch.tensor(stop_ids, device=device)
     token = torch.zeros(B, dtype=torch.long, device=device)
-    done = token.bool()
+    done, inside = token.bool(), token.bool()
     for step in range(max_new_tokens):
         states = llm.model(
             inputs_embeds=embeds, attention_mask=None if bool(mask.all()) else mask.long(), position_ids=places,
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
-        token = torch.where(done, token, llm.lm_head(states[:, -1]).argmax(-1))
+        logits = llm.lm_head(states[:, -1])
+        if tag_ids:
+            seg, opening, closing = tag_ids
+            logits[:, closing].masked_fill_(~inside, -torch.inf)
+            for barred in (seg, opening, *stop_ids):
+                logits[:, barred].masked_fill_(inside, -torch.inf)
+        token = torch.where(done, token, logits.argmax(-1))
+        if tag_ids:
+            inside = (inside | (token == opening)) & (token != closing)
         yield token, states
         done |= torch.isin(token, stops)
         if bool(done.all()):

@@ -169,14 +169,16 @@ class XSamModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, max_new_tokens: int, stop_ids: tuple[int, ...], features: ImageFeatures | None = None
-    ) -> tuple[list[list[int]], Tensor]:
+        self, batch: Batch, max_new_tokens: int, stop_ids: tuple[int, ...], features: ImageFeatures | None = None,
+        tag_ids: tuple[int, int, int] | None = None,
+    ) -> tuple[list[list[int]], Tensor]:  # fmt: skip
         """Greedy answers to the prompts of a batch: token ids of every row, up to and without the stop token; and the
-        last states of prompts and answers, float[B, T', C], to read masks from (`hidden` of `forward`)."""
+        last states of prompts and answers, float[B, T', C], to read masks from (`hidden` of `forward`).
+        tag_ids: as in `decode`."""
         assert self.llm is not None
         spliced = self.splice(batch, features or self.encode(batch))
         # One step beyond the answer: it gives the state of the last token.
-        tokens, states = zip(*decode(self.llm, spliced, max_new_tokens + 1, stop_ids), strict=True)
+        tokens, states = zip(*decode(self.llm, spliced, max_new_tokens + 1, stop_ids, tag_ids), strict=True)
         answers = torch.stack(tokens, 1)[:, :max_new_tokens].tolist()
         padding, hidden = spliced.embeds.shape[1] - spliced.lengths, torch.cat(states, 1)
         places = torch.arange(hidden.shape[1], device=hidden.device) + padding[:, None]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from xsam.config import data_root
@@ -99,6 +100,7 @@ def curves(out: str, run: str) -> None:
         metrics.plot([step for step, _ in states], [metric(found, row) for _, found in states], marker="o", label=row)
     metrics.set(xlabel="step of stage 3", ylabel="val, per cent", ylim=(0, 100))
     metrics.legend(fontsize=7)
+    losses.set_prop_cycle(color=colormaps["tab20"](range(20)))  # more sources than the usual ten colours
     log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     for source in sorted({name for line in log for name in line["sources"]}):
         seen = [(line["step"], line["sources"][source]) for line in log if source in line["sources"]]

@@ -12,7 +12,7 @@ with read_base():
 _refer = mixture["sources"]["refer"]
 mixture["sources"]["relations"] = dict(_refer, data=dict(_refer["data"], refs="data/shapes/refer/refs(relations).p"))
 mixture["multipliers"] = dict(
-    panoptic=0.3, vocabulary=0.4, refer=1.2, relations=1.6, grefer=1.0, reason=0.3, gcg_grandf=0.4, gcg_refcocog=0.4,
-    gcg_flickr=0.4, vgd=0.25, interactive=0.25, chat=0.8, captions=0.3,
+    panoptic=0.3, vocabulary=0.4, refer=1.1, relations=1.3, grefer=1.5, reason=0.3, gcg_grandf=0.45, gcg_refcocog=0.45,
+    gcg_flickr=0.45, vgd=0.25, interactive=0.25, chat=1.0, captions=0.3,
 )  # fmt: skip
-stage.update(init_from=["runs/shapes/full/stage1", "runs/shapes/full/stage2"], lr=1e-3, steps=7000)
+stage.update(init_from=["runs/shapes/full/stage1", "runs/shapes/full/stage2"], lr=1e-3, steps=7500)

@@ -117,12 +117,11 @@ def decode(
         logits = llm.lm_head(states[:, -1])
         if tag_ids:
             seg, opening, closing = tag_ids
+            inside = (inside | (token == opening)) & (token != closing)  # after the token before
             logits[:, closing].masked_fill_(~inside, -torch.inf)
             for barred in (seg, opening, *stop_ids):
                 logits[:, barred].masked_fill_(inside, -torch.inf)
         token = torch.where(done, token, logits.argmax(-1))
-        if tag_ids:
-            inside = (inside | (token == opening)) & (token != closing)
         yield token, states
         done |= torch.isin(token, stops)
         if bool(done.all()):

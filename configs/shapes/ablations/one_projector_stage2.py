@@ -10,4 +10,6 @@ with read_base():
 
 for _part in ("vision_encoder", "projector"):
     model.pop(_part)
-stage.update(new=["seg_projector"], frozen=["llm", "seg_encoder"])
+stage.update(
+    new=["seg_projector"], frozen=["llm", "seg_encoder"], next="configs/shapes/ablations/one_projector.py",
+)  # fmt: skip
